@@ -1,0 +1,423 @@
+"""`FileStorage`: a directory with one atomic file per account.
+
+Rules:
+
+* Nothing here runs on the event loop's thread: every public method is one executor hop through
+  aiofiles. Whatever changes the directory runs on one thread, in the order it was called; reads
+  have a thread of their own.
+* A record appears under its name complete or not at all: it is written to a temporary file in
+  the same directory and renamed. With `durable=True` the data is on the disk before the
+  rename, and the rename before the commit returns. The batch pays for that once: all files are
+  written, then all synced, then all renamed, then the directory is synced.
+* Opening never follows a link and never blocks; only regular files are read, removed or counted.
+  A directory or a device in a record's place is an error to be reported, and is left alone.
+* File names: an id made of `[A-Za-z0-9_-]` has the TypeScript original's name. Any other, and one
+  too long for a file name, has the original's replaced name, shortened, and a hash; a record the
+  original left under its own name is then read too, and removed by the next commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import secrets
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import aiofiles.os
+
+from .state import account_of
+from .storage import READ_LIMIT
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 255  # bytes, on every file system in use
+_SCAN_BATCH = 64  # records per hop: about half a millisecond of decoding on the loop
+_SYNC_AT_ONCE = 64  # files written and open together before they are synced
+
+_RECORD_NAME = re.compile(r"session-.*\.json", re.DOTALL)
+_LEFT_OVER = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
+_SCAN_KEY = "\0"  # opens the keys of `scan`, and no account id holds it
+
+_READ_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_WRITE_FLAGS = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_EXCL
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+def original_name(account_id: str) -> str:
+    """Return the original's file name, which replaces UTF-16 units: an astral one is two."""
+    replaced = re.sub(
+        r"[^A-Za-z0-9_-]", lambda match: "__" if match[0] > "\uffff" else "_", account_id
+    )
+    return f"session-{replaced}.json"
+
+
+def file_name(account_id: str) -> str:
+    """Return our file name: no two ids share one on a disk that knows upper and lower case."""
+    original = original_name(account_id)
+    if original == f"session-{account_id}.json" and len(original) <= _LONGEST_NAME:
+        return original
+    digest = hashlib.sha256(account_id.encode()).hexdigest()[:32]
+    return f"{original.removesuffix('.json')[:128]}.{digest}.json"
+
+
+class FileStorage:
+    """Records as files in a directory, which is made when first written to.
+
+    Args:
+        directory: where the files are; made with mode 0700, files with 0600. A relative path is
+            resolved by the system at each access.
+        durable: whether a commit survives a power loss too: `fdatasync` on Linux, `F_FULLFSYNC`
+            on macOS, as far as `os.fsync` goes on Windows. `False` still is atomic, and survives
+            the end of the process at any moment.
+
+    Raises:
+        TypeError, ValueError: `directory` cannot be a path.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, durable: bool = True) -> None:
+        path = os.fspath(directory)
+        if not isinstance(path, str):
+            raise TypeError(f"directory must be a str or os.PathLike[str], not {directory!r}")
+        if not path or "\0" in path:
+            raise ValueError(f"directory must be a path, not {directory!r}")
+        if not isinstance(durable, bool):
+            raise TypeError(f"durable must be a bool, not {durable!r}")
+        self.directory = path
+        self.durable = durable
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._process = 0
+
+    def __repr__(self) -> str:
+        return f"<FileStorage directory={self.directory!r} durable={self.durable}>"
+
+    async def read(self, account_id: str) -> bytes | None:
+        """Return the account's record or `None`.
+
+        Raises:
+            OSError: it cannot be read, or is not a regular file.
+        """
+        return await self._hop("reader", self._read, account_id)
+
+    async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        """Write and delete records; return the failures per account id."""
+        return await self._hop("writer", self._commit, changes)
+
+    async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Yield every readable record with a key for `discard`; warn of what cannot be read."""
+        names = await self._hop("reader", self._record_names)
+        for start in range(0, len(names), _SCAN_BATCH):
+            batch = names[start : start + _SCAN_BATCH]
+            for item in await self._hop("reader", self._read_all, batch):
+                yield item
+
+    async def discard(self, key: str, expected: bytes) -> bool:
+        """Delete a record if it is still `expected`.
+
+        The file is renamed to a private name, compared there, and put back with a hard link,
+        which never overwrites a newer one. What remains: a process that dies between the two
+        leaves a record that was renewed within that moment as a left-over. Where the file system
+        knows no hard links it is put back by a rename, unless a newer one is seen.
+        """
+        return await self._hop("writer", self._discard, key, expected)
+
+    async def sweep(self, older_than: float) -> int:
+        """Remove temporary files last written more than so many seconds ago."""
+        return await self._hop("writer", self._sweep, older_than)
+
+    async def aclose(self) -> None:
+        """Let the threads end after their last job; the next call would start new ones."""
+        threads, self._threads = self._threads, {}
+        for thread in threads.values():
+            thread.shutdown(wait=False)
+
+    async def _hop(
+        self, thread: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        if self._process != os.getpid():  # after a fork the parent's threads are not here
+            self._process = os.getpid()
+            self._threads = {}
+        executor = self._threads.get(thread)
+        if executor is None:
+            executor = ThreadPoolExecutor(1, f"qqbot_session-{thread}")
+            self._threads[thread] = executor
+        result: _T = await aiofiles.os.wrap(function)(*args, executor=executor, **kwargs)
+        return result
+
+    # From here on: on a thread.
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def _original_path(self, account_id: str) -> str | None:
+        """Return where the original keeps this account's record, if not where we do."""
+        name = original_name(account_id)
+        if name == file_name(account_id) or len(name) > _LONGEST_NAME:
+            return None
+        return self._path(name)
+
+    def _owned_original(self, account_id: str) -> tuple[str, bytes] | None:
+        """Return the path and data of the original's record, if it is this account's."""
+        path = self._original_path(account_id)
+        if path is None:
+            return None
+        try:
+            data = _read_file(path)
+        except _NotRegularError:  # nobody's record
+            return None
+        return (path, data) if data is not None and account_of(data) == account_id else None
+
+    def _read(self, account_id: str) -> bytes | None:
+        data = _read_file(self._path(file_name(account_id)))
+        if data is None and (original := self._owned_original(account_id)):
+            data = original[1]
+        return data
+
+    def _record_names(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return [name for name in os.listdir(self.directory) if _RECORD_NAME.fullmatch(name)]
+        return []
+
+    def _read_all(self, names: Iterable[str]) -> list[tuple[str, bytes]]:
+        found = []
+        for name in names:
+            try:
+                data = _read_file(self._path(name))
+            except OSError as error:
+                _log.warning("cannot read %s: %s", name, error)
+            else:
+                if data is not None:
+                    found.append((_SCAN_KEY + name, data))
+        return found
+
+    def _commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        failures: dict[str, Exception] = {}
+        written = [(account_id, data) for account_id, data in changes.items() if data is not None]
+        token = secrets.token_hex(8)
+        if written:
+            self._make_directory()
+        for start in range(0, len(written), _SYNC_AT_ONCE):
+            temporary = {
+                account_id: (self._path(f".qqbot-session-{token}-{index}.tmp"), data)
+                for index, (account_id, data) in enumerate(
+                    written[start : start + _SYNC_AT_ONCE], start
+                )
+            }
+            self._replace(temporary, failures)
+        for account_id, data in changes.items():
+            if account_id not in failures:
+                with _collect(failures, account_id):
+                    self._remove_old(account_id, deleted=data is None)
+        if self.durable:
+            try:
+                _sync_directory(self.directory)
+            except OSError as error:
+                if written or not isinstance(error, FileNotFoundError):
+                    return dict.fromkeys(changes, error) | failures
+        return failures
+
+    def _make_directory(self) -> None:
+        missing: list[str] = []
+        path = os.path.abspath(self.directory)
+        while not os.path.isdir(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            if self.durable:
+                _sync_directory(os.path.dirname(path))
+
+    def _replace(
+        self, temporary: Mapping[str, tuple[str, bytes]], failures: dict[str, Exception]
+    ) -> None:
+        """Write the batch in phases; what fails is left out of the next phase."""
+        open_files: dict[str, int] = {}
+        try:
+            for account_id, (path, data) in temporary.items():
+                with _collect(failures, account_id):
+                    open_files[account_id] = _write_file(path, data)
+            if self.durable:
+                for file in open_files.values():
+                    _start_writing_back(file)
+                for account_id, file in open_files.items():
+                    with _collect(failures, account_id):
+                        _sync_file(file)
+        finally:
+            for account_id, file in open_files.items():
+                with _collect(failures, account_id):
+                    os.close(file)
+        for account_id, (path, _) in temporary.items():
+            if account_id not in failures:
+                with _collect(failures, account_id):
+                    os.replace(path, self._path(file_name(account_id)))
+            if account_id in failures:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+    def _remove_old(self, account_id: str, *, deleted: bool) -> None:
+        """Remove the original's record, and ours too if the account's was deleted.
+
+        The original's goes first: a crash between the two must not bring it back.
+        """
+        if original := self._owned_original(account_id):
+            _unlink(original[0])
+        if deleted:
+            _unlink(self._path(file_name(account_id)))
+
+    def _discard(self, key: str, expected: bytes) -> bool:
+        if key.startswith(_SCAN_KEY):
+            path = self._path(key.removeprefix(_SCAN_KEY))
+        else:
+            path = self._path(file_name(key))
+            if _read_file(path) is None and (original := self._owned_original(key)):
+                path = original[0]
+        if _read_file(path) != expected:
+            return False
+        private = self._path(f".qqbot-session-{secrets.token_hex(8)}-0.tmp")
+        try:
+            os.rename(path, private)
+        except FileNotFoundError:
+            return False
+        try:
+            is_expected = _read_file(private) == expected
+        except OSError:
+            is_expected = False
+        if not is_expected:
+            _put_back(private, path)
+            return False
+        os.unlink(private)
+        return True
+
+    def _sweep(self, older_than: float) -> int:
+        swept = 0
+        with contextlib.suppress(FileNotFoundError):
+            for name in filter(_LEFT_OVER.fullmatch, os.listdir(self.directory)):
+                path = self._path(name)
+                with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+                    status = os.lstat(path)
+                    if stat.S_ISREG(status.st_mode) and status.st_mtime < time.time() - older_than:
+                        os.unlink(path)
+                        swept += 1
+        return swept
+
+
+class _NotRegularError(OSError):
+    """Something else than a file stands in a record's place."""
+
+
+def _read_file(path: str) -> bytes | None:
+    """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is."""
+    try:
+        _require_regular(os.lstat(path), path)  # opening a device can have effects of its own
+        file = os.open(path, _READ_FLAGS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _NotRegularError(errno.ELOOP, "is a link", path) from None
+        raise
+    try:
+        _require_regular(os.fstat(file), path)
+        data = os.read(file, READ_LIMIT)
+        while 0 < len(data) < READ_LIMIT and (more := os.read(file, READ_LIMIT - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(file)
+
+
+def _require_regular(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _NotRegularError(errno.EINVAL, "is not a regular file", path)
+
+
+def _write_file(path: str, data: bytes) -> int:
+    """Make the file, which must be new, write all data and return it open."""
+    file = os.open(path, _WRITE_FLAGS, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _start_writing_back(file: int) -> None:
+    """Let the disk begin with this file while the next is handed over; a hint, no promise."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_file(file: int) -> None:
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # fsync there stops at the drive's cache
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(file)
+    else:
+        os.fsync(file)
+
+
+def _sync_directory(path: str) -> None:
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _put_back(private: str, path: str) -> None:
+    """Return a file to its name unless a newer one has taken it."""
+    try:
+        os.link(private, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links here
+        if not os.path.lexists(path):
+            os.replace(private, path)
+            return
+    os.unlink(private)
+
+
+@contextlib.contextmanager
+def _collect(failures: dict[str, Exception], account_id: str) -> Iterator[None]:
+    """Note an `OSError` as this account's failure, its first one."""
+    try:
+        yield
+    except OSError as error:
+        failures.setdefault(account_id, error)

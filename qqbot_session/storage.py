@@ -1,0 +1,110 @@
+"""The `Storage` contract, and `MemoryStorage` for the tests of people who use us.
+
+A storage keeps one record, some bytes, per account id. It knows nothing of JSON, of age or of
+retries. Its errors are any `Exception`; the store turns them into warnings and retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol, runtime_checkable
+
+from .state import MAX_RECORD_BYTES
+
+READ_LIMIT = MAX_RECORD_BYTES + 1
+"""Bytes any read returns at most: one more than a record may have, so that it shows."""
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """Where records live. Every method may be called while others run."""
+
+    async def read(self, account_id: str) -> bytes | None:
+        """Return the account's record, its first `READ_LIMIT` bytes at most, or `None`.
+
+        Raises:
+            Exception: the record may exist but cannot be read.
+        """
+        ...
+
+    async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        """Write every record of the batch, each atomically; `None` deletes.
+
+        Commits take effect in the order of their calls, also when a caller is cancelled.
+
+        Returns:
+            The failures per account id; empty when all is on storage. To raise is to fail for
+            every account of the batch.
+        """
+        ...
+
+    def scan(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Yield `(key, data)` of every readable record; the key is for `discard` alone."""
+        ...
+
+    async def discard(self, key: str, expected: bytes) -> bool:
+        """Delete a record if it still is what was judged.
+
+        Args:
+            key: an account id, or a key that `scan` yielded.
+            expected: what `read` or `scan` returned.
+
+        Returns:
+            Whether a record was deleted.
+        """
+        ...
+
+    async def sweep(self, older_than: float) -> int:
+        """Remove left-overs of interrupted writes that are older than so many seconds.
+
+        Returns:
+            How many were removed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the storage holds; records stay."""
+        ...
+
+
+class MemoryStorage:
+    """Records in a dictionary: for tests, and for bots that need no restart.
+
+    Args:
+        records: what is there already; used as given, not copied.
+    """
+
+    def __init__(self, records: dict[str, bytes] | None = None) -> None:
+        self.records: dict[str, bytes] = {} if records is None else records
+
+    def __repr__(self) -> str:
+        return f"<MemoryStorage records={len(self.records)}>"
+
+    async def read(self, account_id: str) -> bytes | None:
+        data = self.records.get(account_id)
+        return None if data is None else data[:READ_LIMIT]
+
+    async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        for account_id, data in changes.items():
+            if data is None:
+                self.records.pop(account_id, None)
+            else:
+                self.records[account_id] = data
+        return {}
+
+    async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
+        for account_id, data in list(self.records.items()):
+            yield account_id, data[:READ_LIMIT]
+
+    async def discard(self, key: str, expected: bytes) -> bool:
+        data = self.records.get(key)
+        if data is None or data[:READ_LIMIT] != expected:
+            return False
+        del self.records[key]
+        return True
+
+    async def sweep(self, older_than: float) -> int:
+        return 0
+
+    async def aclose(self) -> None:
+        """Do nothing: the records stay readable."""
