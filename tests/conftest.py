@@ -1,0 +1,93 @@
+"""What all tests share: a loop with virtual time, and an alarm for blocking calls on the loop.
+
+Time on the loop stands still while anything runs or is on a thread, and jumps to the next timer
+when nothing is: `await asyncio.sleep(3600)` takes no time, and real files can be used beside it.
+Tests that need real sockets or processes are marked `@pytest.mark.real_time`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockbuster import BlockBuster
+
+
+class VirtualSelector(selectors.DefaultSelector):
+    """Add the time-out to `now` instead of waiting, unless a thread is at work."""
+
+    now = 0.0
+    threads = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is None or self.threads:
+            return super().select(timeout if timeout is None else max(timeout, 0.001))
+        ready = super().select(0)
+        if not ready:
+            self.now += max(timeout, 0.0)
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.clock = VirtualSelector()
+        super().__init__(self.clock)
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        return self.clock.now
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        self.clock.threads += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._thread_ended)
+        return future
+
+    def _thread_ended(self, _: object) -> None:
+        self.clock.threads -= 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "real_time: run on an ordinary event loop")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("real_time"):
+        return {"real": asyncio.new_event_loop}
+    return {"virtual": VirtualTimeLoop}
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_call_on_the_loop() -> Iterator[None]:
+    """Promise 1, in every test: a blocking call of ours on the loop's thread fails it."""
+    alarm = BlockBuster("qqbot_session")
+    alarm.activate()
+    yield
+    alarm.deactivate()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory for records that does not exist yet."""
+    return tmp_path / "sessions"
+
+
+class WallClock:
+    """A wall clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> WallClock:
+    return WallClock()
