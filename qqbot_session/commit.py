@@ -191,7 +191,7 @@ class GroupCommit:
             self.due.pop(account_id, None)
         if account.task is None:
             self._start(account)
-        if at_once:
+        elif at_once:
             _ = self.join(account)
         return account
 

@@ -160,6 +160,7 @@ class AsyncSessionStore:
             await self._remove_expired(state, data)
             return None
         elif state is not None and state.resumable:
+            self._accounts[account_id].has_session = True
             return state
         self._deny(account_id)
         return None
@@ -255,7 +256,7 @@ class AsyncSessionStore:
                 read_again.add(account.id)
         for account_id, state in found.items():
             if account_id not in read_again:
-                self._remember(account_id, state, keep_denied=True)
+                self._remember(account_id, state)
         for account_id in read_again:
             found[account_id], _ = await self._newest(account_id)
         return [
@@ -385,19 +386,19 @@ class AsyncSessionStore:
         """Return the state that is not on storage yet, as it would be written now."""
         if account.state is None:
             return None
-        account.has_session = account.state.resumable
         stamp = self._clock() if account.changed or account.stamp is None else account.stamp
         return replace(account.state, last_seq=account.last_seq, saved_at=stamp)
 
-    def _remember(
-        self, account_id: str, state: SessionState | None, *, keep_denied: bool = False
-    ) -> None:
+    def _remember(self, account_id: str, state: SessionState | None) -> None:
+        """Know what storage holds; an account denied a session stays so until `load` gives one."""
         account = self._accounts.get(account_id)
-        denied = keep_denied and account is not None and not account.has_session
         if account is None:
             account = self._accounts[account_id] = Account(account_id)
-        account.remember(state)
-        account.has_session &= not denied
+            account.remember(state)
+        else:
+            had_session = account.has_session
+            account.remember(state)
+            account.has_session &= had_session
 
     def _deny(self, account_id: str) -> None:
         """Let the account have no session until the next `save`; what is unsaved stays so."""
