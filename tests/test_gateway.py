@@ -1,0 +1,1093 @@
+"""The Identify and Resume rules: promises 16 to 19."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qqbot_session.errors import GatewayProtocolError
+from qqbot_session.gateway import (
+    CLOSE_RULES,
+    CloseRule,
+    Connection,
+    Dispatch,
+    Event,
+    GatewaySession,
+    HeartbeatAck,
+    HeartbeatRequest,
+    Hello,
+    InvalidSession,
+    Next,
+    Ready,
+    Reconnect,
+    Resumed,
+    Stale,
+    Unknown,
+)
+from qqbot_session.state import SessionState, decode, encode
+
+NOW = 1_800_000_000.0
+HELLO = {"op": 10, "d": {"heartbeat_interval": 45000}}
+RESUME, IDENTIFY, STOP = Next.RESUME, Next.IDENTIFY, Next.STOP
+
+
+def make(**options: Any) -> GatewaySession:
+    return GatewaySession("bot", **{"app_id": "app", "intents": 513, **options})
+
+
+def ready(session_id: str = "session-1", seq: int | None = 1) -> dict[str, Any]:
+    user = {"id": "7", "username": "bot", "bot": True}
+    data = {"version": 1, "session_id": session_id, "user": user, "shard": [0, 0]}
+    return {"op": 0, "s": seq, "t": "READY", "d": data}
+
+
+def resumed(seq: int) -> dict[str, Any]:
+    return {"op": 0, "s": seq, "t": "RESUMED", "d": ""}
+
+
+def message(seq: int | None, id: str = "", t: str = "C2C_MESSAGE_CREATE") -> dict[str, Any]:
+    id = id or f"m{seq}"
+    return {"op": 0, "s": seq, "t": t, "id": f"{t}:e{seq}", "d": {"id": id, "content": "hi"}}
+
+
+def identified(gateway: GatewaySession, session_id: str = "session-1") -> GatewaySession:
+    gateway.receive(HELLO, NOW)
+    assert gateway.handshake("token", NOW)["op"] == 2
+    gateway.receive(ready(session_id), NOW)
+    return gateway
+
+
+def dispatch(gateway: GatewaySession | Connection, payload: object, now: float = NOW) -> Dispatch:
+    event = gateway.receive(payload, now)
+    assert isinstance(event, Dispatch)
+    return event
+
+
+def handle(gateway: GatewaySession, *seqs: int) -> None:
+    for seq in seqs:
+        gateway.settle(dispatch(gateway, message(seq)))
+
+
+def restarted(gateway: GatewaySession, **options: Any) -> GatewaySession:
+    """Return what the next process makes of what this one stored."""
+    state = gateway.state
+    return make(resume=None if state is None else decode(encode(state)), **options)
+
+
+def resume_op(gateway: GatewaySession, now: float = NOW) -> int:
+    """Return the op of the handshake that a copy of the session would send now."""
+    again = restarted(gateway)
+    return int(again.connect().handshake("token", now)["op"])
+
+
+# Handshakes
+
+
+def test_without_a_session_the_handshake_is_identify() -> None:
+    # promise 16
+    assert make(shard=(1, 4)).handshake("abc", NOW) == {
+        "op": 2,
+        "d": {"token": "QQBot abc", "intents": 513, "shard": [1, 4], "properties": {}},
+    }
+
+
+def test_with_a_session_the_handshake_is_resume_from_the_settled_number() -> None:
+    # promises 16 and 18
+    gateway = identified(make())
+    handle(gateway, 2, 3)
+    dispatch(gateway, message(4))
+    gateway.closed(None)
+    assert gateway.handshake("QQBot abc", NOW) == {
+        "op": 6,
+        "d": {"token": "QQBot abc", "session_id": "session-1", "seq": 3},
+    }
+
+
+def test_a_handshake_is_json_and_the_token_is_nowhere_kept() -> None:
+    gateway = identified(make())
+    gateway.closed(None)
+    json.dumps(gateway.handshake("s3cret", NOW))
+    assert gateway.state is not None
+    assert b"s3cret" not in encode(gateway.state)
+    assert "s3cret" not in repr(gateway) + repr(vars(gateway)) + repr(gateway.connect())
+
+
+@pytest.mark.parametrize(("token", "error"), [("", ValueError), (None, TypeError), (7, TypeError)])
+def test_a_wrong_token_is_refused_before_anything_changes(
+    token: Any, error: type[Exception]
+) -> None:
+    gateway = identified(make())
+    before = gateway.state
+    with pytest.raises(error, match="token"):
+        gateway.handshake(token, NOW)
+    assert gateway.state is before
+
+
+def test_a_stored_session_is_resumed_by_the_next_process() -> None:
+    # promise 16
+    gateway = identified(make())
+    handle(gateway, 2)
+    again = restarted(gateway)
+    assert again.state == gateway.state
+    assert again.handshake("t", NOW)["d"]["seq"] == 2
+
+
+BOUND = {"app_id": "app", "shard": (0, 1), "intents": 513}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"app_id": "other"}, {"shard": (0, 2)}, {"intents": 1}, {"account_id": "x"},
+     {"session_id": None}, {"session_id": ""}, {"last_seq": None}, {"session_id": "x" * 513}],
+)  # fmt: skip
+def test_a_record_of_another_session_or_of_none_identifies(change: dict[str, Any]) -> None:
+    # promise 16
+    fields: dict[str, Any] = {"account_id": "bot", "session_id": "s", "last_seq": 5, **BOUND}
+    assert make(resume=SessionState(**fields)).handshake("t", NOW)["op"] == 6
+    gateway = make(resume=SessionState(**{**fields, **change}))
+    assert gateway.state is None
+    assert gateway.handshake("t", NOW)["op"] == 2
+
+
+def test_what_a_record_leaves_unset_matches() -> None:
+    gateway = make(resume=SessionState(account_id="bot", session_id="s", last_seq=5))
+    assert gateway.handshake("t", NOW)["op"] == 6
+    assert gateway.state is not None
+    assert {name: getattr(gateway.state, name) for name in BOUND} == BOUND
+
+
+def test_at_most_three_resumes_in_a_row_then_identify() -> None:
+    # promise 17
+    gateway = identified(make())
+    ops = []
+    for _ in range(5):
+        ops.append(gateway.handshake("t", NOW)["op"])
+        gateway.closed(None)
+    assert ops == [6, 6, 6, 2, 2]
+    assert gateway.state is None
+
+
+def test_resumes_in_a_row_are_counted_across_restarts() -> None:
+    # promise 17
+    gateway = identified(make())
+    ops = []
+    for _ in range(4):
+        gateway = restarted(gateway)
+        ops.append(gateway.handshake("t", NOW)["op"])
+    assert ops == [6, 6, 6, 2]
+
+
+def test_resumed_ends_the_row() -> None:
+    # promise 17
+    gateway = identified(make())
+    for seq in range(2, 12):
+        gateway = restarted(gateway)
+        assert gateway.handshake("t", NOW + seq)["op"] == 6
+        assert gateway.state is not None
+        assert gateway.state.failed_resumes == 1
+        assert gateway.receive(resumed(seq), NOW + seq) == Resumed(seq)
+        assert gateway.state.failed_resumes == 0
+        assert gateway.state.last_connected_at == NOW + seq
+        assert gateway.state.established_at == NOW
+
+
+@pytest.mark.parametrize(("limit", "resumes"), [(0, 0), (1, 1), (7, 7), (None, 20)])
+def test_the_number_of_resumes_is_configurable(limit: int | None, resumes: int) -> None:
+    # promise 17
+    gateway = identified(make(max_resumes=limit))
+    ops = [gateway.handshake("t", NOW)["op"] for _ in range(20)]
+    assert ops.count(6) == resumes
+    assert ops[:resumes] == [6] * resumes
+
+
+@pytest.mark.parametrize(
+    ("limit", "age", "op"),
+    [(2 * 86400.0, 172800.0, 6), (2 * 86400.0, 172801.0, 2), (10.0, 11.0, 2), (None, 1e9, 6),
+     (10.0, -500.0, 6)],
+)  # fmt: skip
+def test_a_session_too_old_identifies(limit: float | None, age: float, op: int) -> None:
+    # promise 17
+    gateway = identified(make(max_session_age=limit))
+    assert gateway.handshake("t", NOW + age)["op"] == op
+    assert (gateway.state is None) == (op == 2)
+
+
+def test_two_days_are_the_default_and_counted_across_restarts() -> None:
+    # promise 17
+    gateway = identified(make())
+    assert resume_op(gateway, NOW + 2 * 86400) == 6
+    assert resume_op(gateway, NOW + 2 * 86400 + 1) == 2
+
+
+@pytest.mark.parametrize(("connected", "expected"), [(NOW - 50, NOW - 50), (0.0, NOW)])
+def test_a_record_that_does_not_say_its_age_starts_to_count(
+    connected: float, expected: float
+) -> None:
+    record = SessionState(account_id="bot", session_id="s", last_seq=5, last_connected_at=connected)
+    gateway = make(resume=record)
+    gateway.handshake("t", NOW)
+    assert gateway.state is not None
+    assert gateway.state.established_at == expected
+
+
+# Close codes
+
+TABLE: list[tuple[int | None, Next, bool, float]] = [
+    # code, next, refresh_token, wait
+    (None, RESUME, False, 1.0),
+    (1000, RESUME, False, 1.0),
+    (1001, RESUME, False, 1.0),
+    (1006, RESUME, False, 1.0),
+    (1011, RESUME, False, 1.0),
+    (4000, RESUME, False, 1.0),
+    (4001, STOP, False, 0.0),
+    (4002, STOP, False, 0.0),
+    (4003, RESUME, False, 1.0),
+    (4004, RESUME, True, 1.0),
+    (4005, RESUME, False, 1.0),
+    (4006, IDENTIFY, False, 5.0),
+    (4007, IDENTIFY, False, 5.0),
+    (4008, RESUME, False, 60.0),
+    (4009, RESUME, False, 1.0),
+    (4010, STOP, False, 0.0),
+    (4011, STOP, False, 0.0),
+    (4012, STOP, False, 0.0),
+    (4013, STOP, False, 0.0),
+    (4014, STOP, False, 0.0),
+    (4015, RESUME, False, 1.0),
+    (4899, RESUME, False, 1.0),
+    (4900, IDENTIFY, False, 5.0),
+    (4901, IDENTIFY, False, 5.0),
+    (4902, IDENTIFY, False, 5.0),
+    (4903, IDENTIFY, False, 5.0),
+    (4904, IDENTIFY, False, 5.0),
+    (4905, IDENTIFY, False, 5.0),
+    (4906, IDENTIFY, False, 5.0),
+    (4907, IDENTIFY, False, 5.0),
+    (4908, IDENTIFY, False, 5.0),
+    (4909, IDENTIFY, False, 5.0),
+    (4910, IDENTIFY, False, 5.0),
+    (4911, IDENTIFY, False, 5.0),
+    (4912, IDENTIFY, False, 5.0),
+    (4913, IDENTIFY, False, 5.0),
+    (4914, STOP, False, 0.0),
+    (4915, STOP, False, 0.0),
+    (4916, RESUME, False, 1.0),
+    (9001, RESUME, False, 1.0),
+    (-1, RESUME, False, 1.0),
+]
+
+
+@pytest.mark.parametrize(("code", "next_", "refresh", "wait"), TABLE)
+def test_every_close_code_follows_the_table(
+    code: int | None, next_: Next, refresh: bool, wait: float
+) -> None:
+    # promise 16
+    gateway = identified(make())
+    handle(gateway, 2)
+    rule = gateway.closed(code)
+    assert (rule.next, rule.refresh_token, rule.wait) == (next_, refresh, wait)
+    assert rule.meaning.endswith(".")
+    assert (gateway.state is not None) == (next_ is RESUME)
+    assert gateway.handshake("t", NOW)["op"] == (6 if next_ is RESUME else 2)
+
+
+@pytest.mark.parametrize(("code", "next_", "refresh", "wait"), TABLE)
+def test_without_a_session_a_resume_becomes_an_identify(
+    code: int | None, next_: Next, refresh: bool, wait: float
+) -> None:
+    rule = make().closed(code)
+    assert rule.next is (STOP if next_ is STOP else IDENTIFY)
+    assert rule.refresh_token is refresh
+    assert rule.wait == (0.0 if next_ is STOP else max(wait, 5.0))
+
+
+def test_the_tests_table_names_every_row_of_the_rules() -> None:
+    assert set(CLOSE_RULES) <= {code for code, *_ in TABLE}
+
+
+@pytest.mark.parametrize("code", [True, "4009", 4009.0])
+def test_a_close_code_of_another_type_is_refused(code: Any) -> None:
+    gateway = identified(make())
+    with pytest.raises(TypeError, match="code"):
+        gateway.closed(code)
+    assert gateway.state is not None
+
+
+def test_close_rules_can_be_replaced() -> None:
+    rules = {**CLOSE_RULES, 4009: CloseRule(IDENTIFY, True, 7.0, "Mine.")}
+    gateway = identified(make(close_rules=rules))
+    assert gateway.closed(4009) == CloseRule(IDENTIFY, True, 7.0, "Mine.")
+    assert gateway.state is None
+
+
+def test_a_row_none_of_ones_own_is_for_every_other_code() -> None:
+    stop = CloseRule(STOP, meaning="Mine.")
+    assert make(close_rules={None: stop}).closed(4009) == stop
+    assert identified(make(close_rules={})).closed(4006).next is RESUME
+
+
+def test_the_table_itself_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        CLOSE_RULES[4009] = CLOSE_RULES[4001]  # type: ignore[index]
+
+
+def test_exhausted_resumes_are_announced_as_identify_with_its_pace() -> None:
+    gateway = identified(make(max_resumes=1))
+    gateway.handshake("t", NOW)
+    rule = gateway.closed(4009)
+    assert (rule.next, rule.wait) == (IDENTIFY, 5.0)
+
+
+def test_a_token_refused_twice_in_a_row_waits_a_minute_and_keeps_the_session() -> None:
+    # promise 16
+    gateway = identified(make())
+    first, second = gateway.closed(4004), gateway.closed(4004)
+    assert (first.refresh_token, first.wait) == (True, 1.0)
+    assert (second.next, second.refresh_token, second.wait) == (RESUME, True, 60.0)
+    gateway.handshake("t", NOW)
+    gateway.receive(resumed(2), NOW)
+    assert gateway.closed(4004).wait == 1.0
+
+
+def test_the_wait_grows_until_ready_or_resumed() -> None:
+    gateway = identified(make())
+    assert [gateway.closed(None).wait for _ in range(9)] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    gateway.handshake("t", NOW)
+    gateway.receive(HELLO, NOW)  # an open socket alone is no success
+    assert gateway.closed(None).wait == 60
+    gateway.handshake("t", NOW)
+    gateway.receive(resumed(2), NOW)
+    assert gateway.closed(None).wait == 1
+
+
+# Ops 7 and 9
+
+
+def test_op_7_keeps_the_session_whatever_the_line_does_next() -> None:
+    # promise 16
+    gateway = identified(make())
+    assert gateway.receive({"op": 7}, NOW) == Reconnect()
+    assert gateway.closed(4009).next is RESUME
+    assert gateway.handshake("t", NOW)["op"] == 6
+
+
+@pytest.mark.parametrize("d", [False, None, 1, "true", "", {}, [True], 1.0])
+def test_op_9_without_true_forgets_the_session(d: object) -> None:
+    # promise 16
+    gateway = identified(make())
+    gateway.closed(None)
+    gateway.handshake("t", NOW)
+    assert gateway.receive({"op": 9, "d": d}, NOW) == InvalidSession(resumable=False)
+    assert gateway.state is None
+    rule = gateway.closed(4009)
+    assert (rule.next, rule.refresh_token, rule.wait) == (IDENTIFY, False, 5.0)
+    assert gateway.handshake("t", NOW)["op"] == 2
+
+
+def test_op_9_with_true_keeps_the_session() -> None:
+    # promise 16
+    gateway = identified(make())
+    gateway.closed(None)
+    gateway.handshake("t", NOW)
+    assert gateway.receive({"op": 9, "d": True}, NOW) == InvalidSession(resumable=True)
+    assert gateway.closed(None).next is RESUME
+
+
+@pytest.mark.parametrize("code", [None, 1000, 4009, 4903])
+@pytest.mark.parametrize("d", [True, False])
+def test_op_9_right_after_identify_refreshes_the_token_and_waits_long(
+    code: int | None, d: bool
+) -> None:
+    gateway = make()
+    gateway.receive(HELLO, NOW)
+    gateway.handshake("t", NOW)
+    gateway.receive({"op": 9, "d": d}, NOW)
+    rule = gateway.closed(code)
+    assert (rule.next, rule.refresh_token, rule.wait) == (IDENTIFY, True, 60.0)
+
+
+def test_a_stop_after_op_9_is_still_a_stop() -> None:
+    gateway = make()
+    gateway.handshake("t", NOW)
+    gateway.receive({"op": 9, "d": False}, NOW)
+    assert gateway.closed(4914).next is STOP
+
+
+# Events
+
+
+@pytest.mark.parametrize(
+    ("payload", "event"),
+    [
+        (HELLO, Hello(45.0)),
+        ({"op": 10, "d": {"heartbeat_interval": 0.5}}, Hello(0.0005)),
+        ({"op": 1}, HeartbeatRequest()),
+        ({"op": 1, "d": 7}, HeartbeatRequest()),
+        ({"op": 7, "d": None}, Reconnect()),
+        ({"op": 11}, HeartbeatAck()),
+        ({"op": 11, "s": "no dispatch, so not looked at"}, HeartbeatAck()),
+        ({"op": 12, "d": 0}, Unknown(12, {"op": 12, "d": 0})),
+        ({"op": -(10**30)}, Unknown(-(10**30), {"op": -(10**30)})),
+        (ready("s", 4), Ready("s", 4, {"id": "7", "username": "bot", "bot": True})),
+        ({"op": 0, "t": "READY", "d": {"session_id": "s"}}, Ready("s", None, None)),
+        (resumed(9), Resumed(9)),
+        ({"op": 0, "t": "RESUMED"}, Resumed(None)),
+    ],
+)
+def test_every_documented_frame_has_its_event(payload: object, event: Event) -> None:
+    assert make().receive(payload, NOW) == event
+
+
+def test_a_dispatch_carries_what_the_frame_said() -> None:
+    event = dispatch(identified(make()), message(2))
+    assert (event.type, event.seq, event.id) == ("C2C_MESSAGE_CREATE", 2, "C2C_MESSAGE_CREATE:e2")
+    assert event.data == {"id": "m2", "content": "hi"}
+    assert not event.replayed
+    assert not event.already_handled
+    assert {event}  # hashable although its data is not
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.seq = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("nulls", [{}, dict.fromkeys(["s", "t", "d", "id"])])
+def test_every_field_of_a_dispatch_may_be_absent_or_null(nulls: dict[str, None]) -> None:
+    gateway = identified(make())
+    event = dispatch(gateway, {"op": 0, **nulls})
+    assert (event.type, event.seq, event.id, event.data) == ("", None, None, None)
+    before = gateway.state
+    with gateway.handling(event):
+        pass
+    assert gateway.state is before
+    with pytest.raises(KeyError), gateway.handling(event):
+        raise KeyError
+
+
+def test_events_between_resume_and_resumed_are_replayed() -> None:
+    gateway = identified(make())
+    connection = gateway.connect()
+    connection.handshake("t", NOW)
+    assert dispatch(connection, message(2)).replayed
+    connection.receive(resumed(3), NOW)
+    assert not dispatch(connection, message(4)).replayed
+
+
+def test_ready_starts_a_new_session_and_forgets_the_old_cursors() -> None:
+    # promise 18
+    gateway = identified(make())
+    handle(gateway, *range(2, 500))
+    old = dispatch(gateway, message(500))
+    gateway.closed(4006)
+    gateway.handshake("t", NOW + 5)
+    gateway.receive(ready("session-2"), NOW + 5)
+    gateway.settle(old)
+    with pytest.raises(OSError, match="lost"), gateway.handling(old):
+        raise OSError("lost")
+    state = gateway.state
+    assert state is not None
+    assert (state.session_id, state.last_seq, gateway.received) == ("session-2", 1, 1)
+    assert (state.established_at, state.last_connected_at) == (NOW + 5, NOW + 5)
+    assert not dispatch(gateway, message(2)).already_handled
+
+
+def test_heartbeats_carry_the_highest_number_received() -> None:
+    # promise 18
+    gateway = make()
+    assert gateway.heartbeat() == {"op": 1, "d": None}
+    identified(gateway)
+    dispatch(gateway, message(5))
+    dispatch(gateway, message(4))
+    assert gateway.heartbeat() == {"op": 1, "d": 5}
+    assert (gateway.received, gateway.settled) == (5, 1)
+
+
+def test_a_heartbeat_without_acknowledgement_is_seen() -> None:
+    connection = make().connect()
+    assert connection.acknowledged
+    connection.heartbeat()
+    assert not connection.acknowledged
+    connection.receive({"op": 11}, NOW)
+    assert connection.acknowledged
+
+
+def test_the_interval_is_remembered_in_seconds() -> None:
+    connection = make().connect()
+    assert connection.heartbeat_interval is None
+    connection.receive(HELLO, NOW)
+    assert connection.heartbeat_interval == 45.0
+
+
+# Handling
+
+
+def test_handling_settles_on_success_in_any_order() -> None:
+    # promise 18
+    gateway = identified(make())
+    first, second = dispatch(gateway, message(2)), dispatch(gateway, message(7))
+    with gateway.handling(first):
+        with gateway.handling(second):
+            pass
+        assert gateway.settled == 1
+    assert gateway.settled == 7
+
+
+def test_what_failed_is_not_settled_and_delivered_again() -> None:
+    # promise 18
+    gateway = identified(make())
+    event = dispatch(gateway, message(2))
+    with pytest.raises(KeyboardInterrupt), gateway.handling(event):
+        raise KeyboardInterrupt
+    handle(gateway, 3)
+    assert gateway.settled == 1
+    connection = gateway.connect()
+    assert connection.handshake("t", NOW)["d"]["seq"] == 1
+    again = dispatch(connection, message(2))
+    assert not again.already_handled
+    assert dispatch(connection, message(3)).already_handled
+    gateway.settle(again)
+    assert gateway.settled == 3
+
+
+def test_what_a_handler_still_has_is_not_handled_a_second_time() -> None:
+    # promise 18: the line drops while a handler runs
+    gateway = identified(make())
+    event = dispatch(gateway, message(2))
+    connection = gateway.connect()
+    connection.handshake("t", NOW)
+    copy = dispatch(connection, message(2))
+    assert copy.already_handled
+    with gateway.handling(copy):
+        pass
+    assert gateway.settled == 1  # the handler of the first copy is not done
+    with pytest.raises(OSError, match="lost"), gateway.handling(copy):
+        raise OSError("lost")
+    assert dispatch(connection, message(2)).already_handled
+    gateway.settle(event)
+    assert gateway.settled == 2
+
+
+def test_letting_go_is_seen_on_the_next_event_of_any_kind() -> None:
+    # promise 18
+    gateway = identified(make(max_held_seconds=30.0))
+    dispatch(gateway, message(2))
+    handle(gateway, 3)
+    assert gateway.receive({"op": 11}, NOW + 30) == HeartbeatAck()
+    assert gateway.receive({"op": 11}, NOW + 31) == HeartbeatAck(released=(2,))
+    assert gateway.receive({"op": 11}, NOW + 32).released == ()
+    assert gateway.settled == 3
+
+
+def test_letting_go_by_count_is_seen_at_once() -> None:
+    # promise 18
+    gateway = identified(make(max_held=2))
+    events = [dispatch(gateway, message(seq)) for seq in (2, 3, 4, 5)]
+    assert [event.released for event in events] == [(), (), (2,), (3,)]
+    assert gateway.settled == 3
+
+
+# State
+
+
+def test_the_state_is_the_same_object_until_something_changes() -> None:
+    gateway = identified(make())
+    state = gateway.state
+    gateway.receive({"op": 11}, NOW + 1)
+    gateway.heartbeat()
+    event = dispatch(gateway, message(2))
+    assert gateway.state is state
+    gateway.settle(event)
+    assert gateway.state is not state
+    assert gateway.state is gateway.state
+
+
+def test_the_state_says_everything_the_record_needs() -> None:
+    gateway = identified(make(shard=(1, 3)))
+    handle(gateway, 2)
+    assert gateway.state == SessionState(
+        account_id="bot", session_id="session-1", last_seq=2, last_connected_at=NOW, app_id="app",
+        intents=513, shard=(1, 3), established_at=NOW,
+    )  # fmt: skip
+
+
+def test_what_others_keep_in_the_record_survives_even_a_new_session() -> None:
+    record = SessionState(account_id="bot", session_id="s", last_seq=5, intent_level_index=2,
+                          extra={"theirs": {"a": [1]}})  # fmt: skip
+    gateway = make(resume=record)
+    gateway.closed(4006)
+    assert gateway.state is None
+    identified(gateway)
+    assert gateway.state is not None
+    assert gateway.state.intent_level_index == 2
+    assert gateway.state.extra == {"theirs": {"a": (1,)}}
+
+
+def test_after_a_graceful_stop_nothing_handled_is_delivered_again() -> None:
+    # promise 18
+    gateway = identified(make())
+    events = {seq: dispatch(gateway, message(seq)) for seq in range(2, 12)}
+    for seq in (11, 3, 5, 6, 8):
+        gateway.settle(events[seq])
+    assert gateway.state is not None
+    assert gateway.state.extra == {"settledAbove": "3,5-6,8,11"}
+    again = restarted(gateway)
+    assert again.heartbeat() == {"op": 1, "d": 11}
+    assert again.handshake("t", NOW)["d"]["seq"] == 1
+    wanted = []
+    for seq in range(2, 12):
+        event = dispatch(again, message(seq))
+        if not event.already_handled:
+            wanted.append(seq)
+            again.settle(event)
+    again.receive(resumed(12), NOW)
+    assert wanted == [2, 4, 7, 9, 10]
+    assert again.state is not None
+    assert (again.state.last_seq, again.state.extra) == (12, {})
+
+
+def test_the_last_handled_event_is_known_if_the_gateway_repeats_it() -> None:
+    gateway = identified(make())
+    handle(gateway, 2)
+    again = restarted(gateway)
+    again.handshake("t", NOW)
+    assert dispatch(again, message(2)).already_handled
+
+
+def test_a_number_that_was_never_settled_is_not_called_handled() -> None:
+    gateway = identified(make())
+    handle(gateway, 2, 9)
+    assert not dispatch(gateway, message(5)).already_handled
+    assert not dispatch(restarted(gateway), message(5)).already_handled
+    assert gateway.settled == 9
+
+
+@pytest.mark.parametrize("value", [None, 7, True, [], [5], {}, {"a": 1}, "x", "zz-1", "3-2", -1.5])
+def test_hostile_fields_of_ours_are_ignored(value: Any) -> None:
+    extra = {"settledAbove": value, "recentEvents": value, "other": value}
+    record = SessionState(account_id="bot", session_id="s", last_seq=5, extra=extra)
+    gateway = make(resume=record, remember_events=10)
+    assert gateway.state is not None
+    assert set(gateway.state.extra) == {"other"}
+    assert gateway.handshake("t", NOW)["d"]["seq"] == 5
+
+
+def test_our_fields_give_way_to_the_records_own() -> None:
+    theirs = {"theirs": "x" * (32 * 1024 - 60)}
+    record = SessionState(account_id="bot", session_id="s", last_seq=1, extra=theirs)
+    gateway = make(resume=record, remember_events=100)
+    gateway.receive(resumed(2), NOW)
+    events = [dispatch(gateway, message(seq)) for seq in range(3, 6)]
+    gateway.settle(events[2])
+    assert gateway.state is not None
+    assert dict(gateway.state.extra) == theirs | {"settledAbove": "5"}
+    for seq in range(6, 40, 2):
+        events.append(dispatch(gateway, message(seq)))
+        handle(gateway, seq + 1)
+    assert dict(gateway.state.extra) == theirs
+
+
+def test_the_largest_memory_is_far_below_the_limit_of_extra() -> None:
+    gateway = identified(make(remember_events=512, max_held=None))
+    for seq in range(2**53 - 3000, 2**53 - 2, 2):
+        dispatch(gateway, message(seq))
+        handle(gateway, seq + 1)
+    assert gateway.state is not None
+    assert set(gateway.state.extra) == {"settledAbove", "recentEvents"}
+    assert len(json.dumps(dict(gateway.state.extra))) < 18 * 1024
+
+
+# Recent events
+
+
+def test_a_message_that_comes_again_with_a_new_number_is_known() -> None:
+    gateway = identified(make(remember_events=10))
+    gateway.settle(dispatch(gateway, message(2, "same")))
+    again = restarted(gateway, remember_events=10)
+    again.handshake("t", NOW)
+    copy = dispatch(again, message(7, "same"))
+    assert copy.already_handled
+    assert again.settled == 7  # it needs no handling, so it is settled at once
+    assert not dispatch(again, message(8, "other")).already_handled
+    assert not dispatch(again, message(9, "same", "GROUP_AT_MESSAGE_CREATE")).already_handled
+
+
+def test_a_message_is_known_in_a_new_session_too_and_without_a_number() -> None:
+    gateway = identified(make(remember_events=10))
+    gateway.settle(dispatch(gateway, message(2, "same")))
+    gateway.closed(4006)
+    identified(gateway, "session-2")
+    assert dispatch(gateway, message(None, "same")).already_handled
+
+
+def test_only_what_was_handled_is_remembered() -> None:
+    gateway = identified(make(remember_events=10))
+    dispatch(gateway, message(2, "same"))
+    assert not dispatch(gateway, message(3, "same")).already_handled
+
+
+def test_other_events_go_by_their_event_id_not_by_their_guilds() -> None:
+    gateway = identified(make(remember_events=10))
+    update = {"op": 0, "t": "GUILD_UPDATE", "d": {"id": "guild"}}
+    gateway.settle(dispatch(gateway, {**update, "s": 2, "id": "e2"}))
+    assert not dispatch(gateway, {**update, "s": 3, "id": "e3"}).already_handled
+    assert dispatch(gateway, {**update, "s": 4, "id": "e2"}).already_handled
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{"d": {"id": 7}, "id": "e"}, {"d": None}, {"d": {"id": ""}, "id": ""}, {"d": [], "id": None}],
+)
+def test_an_event_without_an_id_is_never_known(payload: dict[str, Any]) -> None:
+    gateway = identified(make(remember_events=10))
+    for seq in (2, 3):
+        event = dispatch(gateway, {"op": 0, "t": "MESSAGE_CREATE", "s": seq, **payload})
+        assert not event.already_handled
+        gateway.settle(event)
+    assert gateway.state is not None
+    assert gateway.state.extra == {}
+
+
+def test_the_memory_is_bounded_and_the_oldest_go_first() -> None:
+    gateway = identified(make(remember_events=3))
+    handle(gateway, 2, 3, 4, 5)
+    assert gateway.state is not None
+    assert len(gateway.state.extra["recentEvents"].split()) == 3
+    again = restarted(gateway, remember_events=2)
+    known = [dispatch(again, message(n + 100, f"m{n}")).already_handled for n in (2, 3, 4, 5)]
+    assert known == [False, False, True, True]
+
+
+def test_without_the_memory_nothing_is_kept_or_known() -> None:
+    gateway = identified(make(remember_events=10))
+    handle(gateway, 2)
+    again = restarted(gateway)
+    assert again.state is not None
+    assert again.state.extra == {}
+    assert not dispatch(again, message(3, "m2")).already_handled
+
+
+# Connections
+
+
+def test_late_frames_and_closes_of_a_replaced_socket_change_nothing() -> None:
+    gateway = identified(make())
+    old = gateway.connect()
+    new = gateway.connect()
+    before = snapshot(gateway)
+    assert (old.stale, new.stale) == (True, False)
+    for payload in ({"op": 9, "d": False}, message(7), ready("other"), {"op": "malformed"}):
+        assert old.receive(payload, NOW) == Stale()
+    rule = old.closed(4915)
+    assert (rule.next, rule.refresh_token, rule.wait) == (Next.IGNORE, False, 0.0)
+    with pytest.raises(RuntimeError, match="replaced"):
+        old.handshake("t", NOW)
+    assert snapshot(gateway) == before
+    assert not new.stale
+
+
+def test_a_connection_ends_once() -> None:
+    gateway = identified(make())
+    connection = gateway.connect()
+    assert connection.closed(4004).next is RESUME
+    assert connection.stale
+    assert connection.closed(4004).next is Next.IGNORE
+    assert connection.receive(message(2), NOW) == Stale()
+    assert "stale=True" in repr(connection)
+
+
+def test_the_session_itself_acts_on_the_latest_connection() -> None:
+    gateway = make()
+    connection = gateway.connect()
+    gateway.receive(HELLO, NOW)
+    assert connection.heartbeat_interval == 45.0
+    gateway.closed(None)
+    assert connection.stale
+    assert gateway.receive(HELLO, NOW) == Hello(45.0)
+
+
+def test_a_repr_helps_and_shortens_the_session_id() -> None:
+    gateway = identified(make())
+    assert repr(gateway) == (
+        "<GatewaySession account_id='bot' session='sess…' received=1 settled=1>"
+    )
+    assert "session=None" in repr(make())
+    assert "session-1" not in repr(make().receive(ready(), NOW))
+
+
+# Malformed payloads
+
+
+def snapshot(gateway: GatewaySession) -> object:
+    """Return all that can be told of a session, its next handshake, heartbeat and rule included."""
+
+    def values(thing: Any) -> Any:
+        match thing:
+            case Connection():
+                return [values(getattr(thing, n)) for n in thing.__slots__ if n != "_gateway"]
+            case Mapping():
+                return {name: values(value) for name, value in thing.items()}
+            case _ if type(thing).__module__.startswith("qqbot_session.") and hasattr(
+                thing, "__dict__"
+            ):
+                return values(vars(thing))
+        return list(thing) if isinstance(thing, list | set) else thing
+
+    state = gateway.state
+    return values(gateway), state, resume_op(gateway)
+
+
+BAD_INTERVALS: list[Any] = [
+    None, True, "45000", 0, -1, float("nan"), float("inf"), 10**400, [],
+]  # fmt: skip
+BAD_NUMBERS: list[Any] = [True, "7", 7.0, -1, 2**53, 10**400, [], {}]
+BAD_TEXTS: list[Any] = [7, True, [], {}]
+BAD_READY: list[Any] = [None, "", [], 7, {}]
+BAD_SESSION_IDS: list[Any] = [
+    None, "", 7, True, [], "a\0b", "\ud800", "\udfff", "x" * 513,
+]  # fmt: skip
+KINDS = ("X", "READY", "RESUMED")
+OTHER = {"session_id": "other"}
+MALFORMED: list[Any] = [
+    None, 7, "x", True, [], [{"op": 10}], {}, {"op": None}, {"op": "0"}, {"op": True}, {"op": 0.0},
+    {"op": 10}, {"op": 10, "d": None}, {"op": 10, "d": []}, {"op": 10, "d": {}},
+    *({"op": 10, "d": {"heartbeat_interval": bad}} for bad in BAD_INTERVALS),
+    *({"op": 0, "t": t, "s": bad, "d": OTHER} for bad in BAD_NUMBERS for t in KINDS),
+    *({"op": 0, "t": bad, "s": 7} for bad in BAD_TEXTS),
+    *({"op": 0, "t": t, "s": 7, "id": bad, "d": OTHER} for bad in BAD_TEXTS for t in KINDS),
+    *({"op": 0, "t": "READY", "s": 7, "d": bad} for bad in BAD_READY),
+    *({"op": 0, "t": "READY", "s": 7, "d": {"session_id": bad}} for bad in BAD_SESSION_IDS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("payload", MALFORMED, ids=lambda payload: ascii(payload)[:60])
+def test_a_malformed_payload_raises_and_changes_nothing(payload: object) -> None:
+    # promise 19
+    gateway = identified(make(max_held_seconds=10.0))
+    handle(gateway, 3)
+    dispatch(gateway, message(5))
+    gateway.connect().handshake("t", NOW)
+    before = snapshot(gateway)
+    with pytest.raises(GatewayProtocolError) as raised:
+        gateway.receive(payload, NOW + 100)
+    assert len(str(raised.value)) < 120
+    assert snapshot(gateway) == before
+
+
+def test_every_session_id_that_is_taken_fits_in_a_record() -> None:
+    extra = {"theirs": "\ud800" + "x" * (32 * 1024 - 40)}
+    record = SessionState(account_id="b" * 10000, session_id="s", last_seq=5, extra=extra)
+    gateway = GatewaySession("b" * 10000, app_id="a" * 8000, intents=1, resume=record)
+    gateway.receive(ready("\U0010ffff" * 512, 2**53 - 1), 8.64e12)
+    assert gateway.state is not None
+    assert decode(encode(gateway.state)) == gateway.state
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["READY", "RESUMED", "C2C_MESSAGE_CREATE", "", "s", "\ud800"])
+    | st.text(max_size=5)
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["session_id", "heartbeat_interval", "id", "user", "x"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+frames = st.fixed_dictionaries(
+    {"op": st.sampled_from([0, 0, 0, 1, 7, 9, 10, 11]) | scalars},
+    optional={
+        "s": st.integers(-1, 30) | scalars,
+        "t": scalars,
+        "id": scalars,
+        "d": anything,
+    },
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(frames | anything, max_size=8), st.sampled_from([0, 5]))
+def test_any_payload_is_an_event_or_an_error_that_changes_nothing(
+    payloads: list[Any], remember: int
+) -> None:
+    # promise 19
+    gateway = make(remember_events=remember, max_held=2)
+    gateway.handshake("t", NOW)
+    for payload in [ready(), message(3), *payloads]:
+        before = snapshot(gateway)
+        try:
+            event = gateway.receive(payload, NOW)
+        except GatewayProtocolError:
+            assert snapshot(gateway) == before
+            continue
+        if isinstance(event, Dispatch):
+            with gateway.handling(event):
+                pass
+        if gateway.state is not None:
+            assert decode(encode(gateway.state)) == gateway.state
+
+
+class Play:
+    """A gateway that remembers its events, and a bot that meets with misfortune."""
+
+    def __init__(self, pick: Any) -> None:
+        self.gateway = identified(make(max_resumes=None))
+        self.saved = self.gateway.state
+        self.history: list[int] = []
+        self.handled: list[int] = []
+        self.running: dict[int, Dispatch] = {}
+        self.top = 1
+        self.online = True
+        self.pick = pick
+
+    def take(self, seq: int) -> None:
+        event = dispatch(self.gateway, message(seq))
+        if not event.already_handled:
+            self.running[seq] = event
+
+    def emit(self) -> None:
+        self.top += self.pick(st.integers(1, 3))
+        self.history.append(self.top)
+        if not self.online or not self.pick(st.integers(0, 5)):
+            self.drop()  # the event was lost with the line
+        else:
+            self.take(self.top)
+
+    def end_one(self, *, well: bool) -> None:
+        if self.running:
+            seq = self.pick(st.sampled_from(sorted(self.running)))
+            event = self.running.pop(seq)
+            if well:
+                self.handled.append(seq)
+                self.gateway.settle(event)
+            else:
+                with pytest.raises(OSError, match="x"), self.gateway.handling(event):
+                    raise OSError("x")
+
+    def drop(self) -> None:
+        """Break the line, Resume, and be interrupted in the replay now and then."""
+        self.gateway.closed(None)
+        since = self.gateway.handshake("t", NOW)["d"]["seq"]
+        for seq in [seq for seq in self.history if seq > since]:
+            self.take(seq)
+            if self.pick(st.booleans()):
+                self.end_one(well=True)
+            self.online = bool(self.pick(st.integers(0, 9)))
+            if not self.online:
+                return
+        self.online = True
+        self.top += 1
+        self.gateway.receive(resumed(self.top), NOW)
+
+    def restart(self, state: SessionState | None) -> None:
+        self.running.clear()
+        assert state is not None
+        self.gateway = make(max_resumes=None, resume=decode(encode(state)))
+        self.drop()
+
+    def finish(self) -> None:
+        """Let everything end well on a line that holds."""
+        self.gateway.closed(None)
+        since = self.gateway.handshake("t", NOW)["d"]["seq"]
+        for seq in [seq for seq in self.history if seq > since]:
+            self.take(seq)
+        self.top += 1
+        self.gateway.receive(resumed(self.top), NOW)
+        for seq in list(self.running):
+            self.handled.append(seq)
+            self.gateway.settle(self.running.pop(seq))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from("eeeehhhfdrsk"), max_size=40), st.data())
+def test_under_random_misfortune_no_event_is_lost_and_none_comes_twice_after_clean_stops(
+    steps: list[str], data: st.DataObject
+) -> None:
+    # promise 18: e emit, h handled, f failed, d line drops, r clean restart, s save, k kill -9
+    play = Play(data.draw)
+    for step in steps:
+        match step:
+            case "e":
+                play.emit()
+            case "h" | "f":
+                play.end_one(well=step == "h")
+            case "d":
+                play.drop()
+            case "r":
+                play.restart(play.gateway.state)
+            case "s":
+                play.saved = play.gateway.state
+            case "k":
+                play.restart(play.saved)
+    play.finish()
+    assert set(play.handled) == set(play.history)
+    assert play.gateway.settled == play.gateway.received == play.top
+    if "k" not in steps:
+        assert len(play.handled) == len(play.history)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("app_id", "", ValueError),
+        ("app_id", None, TypeError),
+        ("intents", -1, ValueError),
+        ("intents", None, TypeError),
+        ("shard", [0, 1], TypeError),
+        ("shard", None, TypeError),
+        ("shard", (1, 1), ValueError),
+        ("resume", {"account_id": "bot"}, TypeError),
+        ("max_resumes", -1, ValueError),
+        ("max_resumes", 1.0, TypeError),
+        ("max_session_age", -1.0, ValueError),
+        ("max_session_age", float("nan"), ValueError),
+        ("max_session_age", "1", TypeError),
+        ("close_rules", [], TypeError),
+        ("close_rules", {4009: RESUME}, TypeError),
+        ("max_held_seconds", -1.0, ValueError),
+        ("max_held", 0, ValueError),
+        ("remember_events", -1, ValueError),
+        ("remember_events", 513, ValueError),
+        ("remember_events", True, TypeError),
+    ],
+)
+def test_a_wrong_argument_is_named(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=name):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("account_id", "error"), [("", ValueError), (None, TypeError), ("b" * 30000, ValueError)]
+)
+def test_a_wrong_account_id_is_named(account_id: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="account_id"):
+        GatewaySession(account_id, app_id="app", intents=1)
+
+
+@pytest.mark.parametrize(
+    ("now", "error"),
+    [(None, TypeError), (True, TypeError), ("1", TypeError), (-1.0, ValueError),
+     (float("nan"), ValueError), (float("inf"), ValueError), (1e13, ValueError)],
+)  # fmt: skip
+def test_a_wrong_time_is_refused_before_anything_changes(now: Any, error: type[Exception]) -> None:
+    gateway = identified(make())
+    before = snapshot(gateway)
+    with pytest.raises(error, match="now"):
+        gateway.receive(message(2), now)
+    with pytest.raises(error, match="now"):
+        gateway.handshake("t", now)
+    assert snapshot(gateway) == before
