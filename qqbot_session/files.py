@@ -286,7 +286,12 @@ class FileStorage:
         if original := self._owned_original(account_id):
             _unlink(original[0])
         if deleted:
-            _unlink(self._path(file_name(account_id)))
+            path = self._path(file_name(account_id))
+            with contextlib.suppress(OSError):  # whatever it is, it is in our record's place
+                data = _read_file(path)
+                if data is not None and account_of(data) not in (None, account_id):
+                    return  # the original wrote it: `a_b` and `a.b` share a name there
+            _unlink(path)
 
     def _discard(self, key: str, expected: bytes) -> bool:
         if key.startswith(_SCAN_KEY):

@@ -25,6 +25,7 @@ from typing import Any, Self
 from .commit import Account, GroupCommit, WriteDetails
 from .errors import InvalidRecordError, SessionWriteError, StoreClosedError
 from .files import FileStorage
+from .gateway import GatewaySession
 from .state import (
     MAX_INTEGER,
     SessionState,
@@ -172,21 +173,25 @@ class AsyncSessionStore:
             TypeError: it is no `SessionState`.
             StoreClosedError: after `aclose`.
         """
-        account = self._due.get(state.account_id) if type(state) is SessionState else None
-        if account is None or not _continues(account, state):
-            self._save(state)
-        else:
-            account.state = state
-            account.last_seq = state.last_seq
+        # The next state of a session that is due already: all there is to do, and written out in
+        # both methods, because calling one from the other is a third of what either costs.
+        if type(state) is SessionState and (account := self._due.get(state.account_id)):
+            last_seq = state.last_seq
+            if last_seq is not None and state.session_id == account.state.session_id:  # type: ignore[union-attr]
+                account.state = state
+                account.last_seq = last_seq
+                return
+        self._save(state)
 
     def save_nowait(self, state: SessionState) -> None:
         """Do what `save` does, from a callback on the loop that cannot await."""
-        account = self._due.get(state.account_id) if type(state) is SessionState else None
-        if account is None or not _continues(account, state):
-            self._save(state)
-        else:
-            account.state = state
-            account.last_seq = state.last_seq
+        if type(state) is SessionState and (account := self._due.get(state.account_id)):
+            last_seq = state.last_seq
+            if last_seq is not None and state.session_id == account.state.session_id:  # type: ignore[union-attr]
+                account.state = state
+                account.last_seq = last_seq
+                return
+        self._save(state)
 
     async def update_last_seq(self, account_id: str, last_seq: int) -> bool:
         """Move the account's sequence number up; returns without suspending.
@@ -206,6 +211,21 @@ class AsyncSessionStore:
             pass
         check_last_seq(last_seq)
         return await self._renew(account_id, last_seq)
+
+    async def record(self, gateway: GatewaySession) -> None:
+        """Keep the gateway session's state, or clear it if there is none; never suspends.
+
+        Call it after every event and after every close; a heartbeat's acknowledgement makes it
+        a `touch`. A record that `load` refused is left alone until there is a new session.
+        """
+        state = gateway.state
+        if state is not None:
+            self.save_nowait(state)
+        else:
+            self._check_open()
+            account = self._accounts.get(gateway.account_id)
+            if account is None or account.has_session:
+                self._commit.change(gateway.account_id, None, None, at_once=True)
 
     async def touch(self, account_id: str) -> bool:
         """Note a sign of life, such as a heartbeat's acknowledgement: `saved_at` is renewed.
@@ -433,15 +453,6 @@ class AsyncSessionStore:
         except InvalidRecordError as error:
             _log.warning("the record of %r is corrupt: %s", name, error)
             return None
-
-
-def _continues(account: Account, state: SessionState) -> bool:
-    """Whether the state is the next one of the session that is due already."""
-    return (
-        account.state is not None
-        and state.session_id == account.state.session_id
-        and state.last_seq is not None
-    )
 
 
 def _is_other(state: SessionState, asked: dict[str, Any]) -> bool:
