@@ -35,6 +35,7 @@ _log = logging.getLogger("qqbot_session")
 _BATCH = 128  # accounts per commit: below a millisecond of encoding on the loop
 _FIRST_RETRY = 1.0  # seconds, doubled by each further failure
 _LAST_RETRY = 30.0  # seconds
+_LAST_ATTEMPTS = 3  # of a cancelled task, if each finds a newer state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,13 +249,25 @@ class GroupCommit:
                 account.wake = self.running_loop().create_future()
                 await account.wake
         except asyncio.CancelledError:
-            if account.unsaved and not self._aborted:
-                await asyncio.wait([self.join(account)])
+            await self._attempt_last(account)
             raise
         finally:
             account.task = account.wake = None
             if not account.unsaved:
                 account.batch = None  # an idle account keeps no more than its state
+
+    async def _attempt_last(self, account: Account) -> None:
+        """Attempt at once what is unsaved, and again what is changed during the attempt."""
+        for _ in range(_LAST_ATTEMPTS):
+            if not account.unsaved or self._aborted:
+                return
+            await asyncio.wait([self.join(account)])
+            if account.error is not None:
+                break
+        if account.unsaved and not self._aborted and account.batch is not None:
+            # Should the loop go on after all, there will be another task.
+            delay = account.delay or self._debounce
+            self.running_loop().call_later(delay, self._wake, account.batch, [account])
 
     async def _write(self) -> None:
         """Be the writing task: attempt every batch that is queued, then end."""

@@ -109,7 +109,9 @@ class FileStorage:
         self.directory = path
         self.durable = durable
         self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._retired: dict[str, ThreadPoolExecutor] = {}
         self._process = 0
+        self._parents = {os.path.dirname(path) or os.curdir}  # not known to be on the disk
 
     def __repr__(self) -> str:
         return f"<FileStorage directory={self.directory!r} durable={self.durable}>"
@@ -150,9 +152,10 @@ class FileStorage:
 
     async def aclose(self) -> None:
         """Let the threads end after their last job; the next call would start new ones."""
-        threads, self._threads = self._threads, {}
-        for thread in threads.values():
+        for thread in self._threads.values():
             thread.shutdown(wait=False)
+        self._retired |= self._threads
+        self._threads = {}
 
     async def _hop(
         self, thread: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
@@ -160,10 +163,13 @@ class FileStorage:
         if self._process != os.getpid():  # after a fork the parent's threads are not here
             self._process = os.getpid()
             self._threads = {}
+            self._retired = {}
         executor = self._threads.get(thread)
         if executor is None:
             executor = ThreadPoolExecutor(1, f"qqbot_session-{thread}")
             self._threads[thread] = executor
+            if thread in self._retired:  # what it has still to do comes first
+                executor.submit(self._retired.pop(thread).shutdown)
         result: _T = await aiofiles.os.wrap(function)(*args, executor=executor, **kwargs)
         return result
 
@@ -192,8 +198,11 @@ class FileStorage:
 
     def _read(self, account_id: str) -> bytes | None:
         data = _read_file(self._path(file_name(account_id)))
-        if data is None and (original := self._owned_original(account_id)):
-            data = original[1]
+        if data is None and self._original_path(account_id) is not None:
+            if original := self._owned_original(account_id):
+                return original[1]
+            # Another process may have moved it between the two looks.
+            data = _read_file(self._path(file_name(account_id)))
         return data
 
     def _record_names(self) -> list[str]:
@@ -227,29 +236,67 @@ class FileStorage:
                 )
             }
             self._replace(temporary, failures)
-        for account_id, data in changes.items():
+        try:
+            self._remove_originals(changes, failures)
+            for account_id, data in changes.items():
+                if data is None and account_id not in failures:
+                    with _collect(failures, account_id):
+                        self._delete(account_id)
+            self._sync_directory()
+        except OSError as error:
+            if written or not isinstance(error, FileNotFoundError):
+                return dict.fromkeys(changes, error) | failures
+        return failures
+
+    def _remove_originals(
+        self, changes: Mapping[str, bytes | None], failures: dict[str, Exception]
+    ) -> None:
+        """Remove what the original keeps of these accounts.
+
+        Ours is on the disk before the original's goes, and the original's has gone before ours is
+        deleted: no crash brings an older record back, whatever order the disk keeps.
+        """
+        owned: dict[str, str] = {}
+        for account_id in changes:
             if account_id not in failures:
                 with _collect(failures, account_id):
-                    self._remove_old(account_id, deleted=data is None)
+                    if original := self._owned_original(account_id):
+                        owned[account_id] = original[0]
+        if any(changes[account_id] is not None for account_id in owned):
+            self._sync_directory()
+        for account_id, path in owned.items():
+            with _collect(failures, account_id):
+                _unlink(path)
+        if any(changes[account_id] is None for account_id in owned):
+            self._sync_directory()
+
+    def _delete(self, account_id: str) -> None:
+        """Remove what is in our record's place, unless it is another account's record."""
+        path = self._path(file_name(account_id))
+        with contextlib.suppress(OSError):  # not even readable
+            data = _read_file(path)
+            if data is not None and account_of(data) not in (None, account_id):
+                return  # the original's: `a_b` and `a.b` share a name there
+        _unlink(path)
+
+    def _sync_directory(self) -> None:
         if self.durable:
-            try:
-                _sync_directory(self.directory)
-            except OSError as error:
-                if written or not isinstance(error, FileNotFoundError):
-                    return dict.fromkeys(changes, error) | failures
-        return failures
+            _sync_directory(self.directory)
 
     def _make_directory(self) -> None:
         missing: list[str] = []
         path = os.path.abspath(self.directory)
-        while not os.path.isdir(path):
+        while not os.path.isdir(path) and path != os.path.dirname(path):
             missing.append(path)
             path = os.path.dirname(path)
         for path in reversed(missing):
+            self._parents.add(os.path.dirname(path))
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
-            if self.durable:
-                _sync_directory(os.path.dirname(path))
+        for path in sorted(self._parents) if self.durable else ():
+            with contextlib.suppress(PermissionError):  # may be used, but not opened
+                _sync_directory(path)
+            self._parents.discard(path)
 
     def _replace(
         self, temporary: Mapping[str, tuple[str, bytes]], failures: dict[str, Exception]
@@ -278,21 +325,6 @@ class FileStorage:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 
-    def _remove_old(self, account_id: str, *, deleted: bool) -> None:
-        """Remove the original's record, and ours too if the account's was deleted.
-
-        The original's goes first: a crash between the two must not bring it back.
-        """
-        if original := self._owned_original(account_id):
-            _unlink(original[0])
-        if deleted:
-            path = self._path(file_name(account_id))
-            with contextlib.suppress(OSError):  # whatever it is, it is in our record's place
-                data = _read_file(path)
-                if data is not None and account_of(data) not in (None, account_id):
-                    return  # the original wrote it: `a_b` and `a.b` share a name there
-            _unlink(path)
-
     def _discard(self, key: str, expected: bytes) -> bool:
         if key.startswith(_SCAN_KEY):
             path = self._path(key.removeprefix(_SCAN_KEY))
@@ -312,10 +344,24 @@ class FileStorage:
         except OSError:
             is_expected = False
         if not is_expected:
-            _put_back(private, path)
+            self._put_back(private, path)
             return False
         os.unlink(private)
         return True
+
+    def _put_back(self, private: str, path: str) -> None:
+        """Return a file to its name unless a newer one has taken it."""
+        try:
+            os.link(private, path)
+        except FileExistsError:
+            pass
+        except OSError:  # no hard links here
+            if not os.path.lexists(path):
+                os.replace(private, path)
+                self._sync_directory()
+                return
+        self._sync_directory()
+        os.unlink(private)
 
     def _sweep(self, older_than: float) -> int:
         swept = 0
@@ -404,19 +450,6 @@ def _sync_directory(path: str) -> None:
 def _unlink(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def _put_back(private: str, path: str) -> None:
-    """Return a file to its name unless a newer one has taken it."""
-    try:
-        os.link(private, path)
-    except FileExistsError:
-        pass
-    except OSError:  # no hard links here
-        if not os.path.lexists(path):
-            os.replace(private, path)
-            return
-    os.unlink(private)
 
 
 @contextlib.contextmanager

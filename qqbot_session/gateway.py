@@ -41,6 +41,7 @@ from .errors import GatewayProtocolError
 from .state import (
     MAX_EXTRA_BYTES,
     MAX_INTEGER,
+    MAX_SECONDS,
     SessionState,
     check_app_id,
     check_intents,
@@ -52,7 +53,6 @@ MAX_REMEMBERED = 512
 """The largest `remember_events`: less than 9 KiB in the record."""
 
 _MAX_SESSION_ID = 512  # characters; the gateway's are UUIDs
-_MAX_NOW = 8.64e12  # seconds; JavaScript's Date ends there
 _IDENTIFY_WAIT = 5.0  # seconds; Identifies are limited per 5 s (openapi/wss/shard_url_get.md)
 _REFUSED_WAIT = 60.0  # seconds; our choice, as long as the clients we read wait for a rate limit
 _BACK_OFF = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, by closes without READY or RESUMED
@@ -752,7 +752,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 def _check_now(now: object) -> None:
     if not isinstance(now, int | float) or isinstance(now, bool):
         raise TypeError(f"now must be seconds as a float, not {now!r}")
-    if not 0 <= now <= _MAX_NOW:  # false for NaN too
+    if not 0 <= now <= MAX_SECONDS:  # false for NaN too
         raise ValueError(f"now must be seconds since the epoch, not {now!r}")
 
 
@@ -770,9 +770,9 @@ def _check_room(session: SessionState) -> None:
         session,
         session_id="\U0010ffff" * _MAX_SESSION_ID,
         last_seq=MAX_INTEGER,
-        last_connected_at=_MAX_NOW,
+        last_connected_at=MAX_SECONDS,
         intent_level_index=MAX_INTEGER,
-        established_at=_MAX_NOW,
+        established_at=MAX_SECONDS,
         failed_resumes=MAX_INTEGER,
         extra={"": "\ud800" + "x" * (MAX_EXTRA_BYTES - 32)},
     )

@@ -29,7 +29,9 @@ MAX_EXTRA_BYTES = 32 * 1024
 MAX_INTEGER = 2**53 - 1
 """The largest integer a JavaScript number holds exactly, and so the largest sequence number."""
 
-_MAX_SECONDS = 8.64e12  # JavaScript's Date ends at 8.64e15 milliseconds
+MAX_SECONDS = 4e12
+"""Seconds since the epoch; from 2**42 on a float no longer tells milliseconds apart."""
+
 _STAMP_ROOM = 64  # bytes by which a longer `last_seq` and `saved_at` may lengthen a record
 
 
@@ -66,15 +68,16 @@ def check_intents(value: object) -> None:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {value!r}")
+    shown = f"{value[:4]}…" if name == "session_id" else value  # it may end up in a log
     if not value:
-        raise ValueError(f"{name} must not be empty: {value!r}")
+        raise ValueError(f"{name} must not be empty: {shown!r}")
     if "\0" in value:
-        raise ValueError(f"{name} must not contain NUL: {value!r}")
+        raise ValueError(f"{name} must not contain NUL: {shown!r}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{name} must not contain lone surrogates: {value!r}") from None
+            raise ValueError(f"{name} must not contain lone surrogates: {shown!r}") from None
 
 
 def _check_integer(name: str, value: object) -> None:
@@ -87,8 +90,8 @@ def _check_integer(name: str, value: object) -> None:
 def _seconds(name: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be seconds as a float, not {value!r}")
-    if not 0 <= value <= _MAX_SECONDS:  # false for NaN too
-        raise ValueError(f"{name} must be seconds from 0 to {_MAX_SECONDS:.0f}, not {value!r}")
+    if not 0 <= value <= MAX_SECONDS:  # false for NaN too
+        raise ValueError(f"{name} must be seconds from 0 to {MAX_SECONDS:.0f}, not {value!r}")
     return round(float(value), 3)
 
 
@@ -318,7 +321,10 @@ def _from_milliseconds(value: object) -> object:
     """Leave what is no number to the constructor, which names it."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value
-    return min(value, 1e300) / 1000  # an integer beyond the floats would not divide
+    try:
+        return value / 1000
+    except OverflowError:
+        return math.inf
 
 
 def _from_array(value: object) -> object:

@@ -219,13 +219,15 @@ class AsyncSessionStore:
         a `touch`. A record that `load` refused is left alone until there is a new session.
         """
         state = gateway.state
-        if state is not None:
-            self.save_nowait(state)
-        else:
+        account = self._accounts.get(gateway.account_id)
+        if state is None:
             self._check_open()
-            account = self._accounts.get(gateway.account_id)
             if account is None or account.has_session:
                 self._commit.change(gateway.account_id, None, None, at_once=True)
+        elif account is None or account.state is None or _is_turn(account.state, state):
+            self._save(state)
+        else:
+            self.save_nowait(state)
 
     async def touch(self, account_id: str) -> bool:
         """Note a sign of life, such as a heartbeat's acknowledgement: `saved_at` is renewed.
@@ -268,9 +270,6 @@ class AsyncSessionStore:
                     found[state.account_id] = state
         except Exception as error:  # noqa: BLE001 - promise 10
             _log.warning("cannot list the sessions: %r", error)
-        else:
-            for account in self._accounts.values():
-                found.setdefault(account.id, None)
         for account in self._accounts.values():
             if account.unsaved or account.revision > before:
                 read_again.add(account.id)
@@ -361,10 +360,9 @@ class AsyncSessionStore:
         if not isinstance(state, SessionState):
             raise TypeError(f"state must be a SessionState, not {state!r}")
         account = self._accounts.get(state.account_id)
-        known = account.state.session_id if account and account.state else None
-        self._commit.change(
-            state.account_id, state, state.last_seq, at_once=state.session_id != known
-        )
+        known = account.state if account else None
+        at_once = known is None or _is_turn(known, state)
+        self._commit.change(state.account_id, state, state.last_seq, at_once=at_once)
 
     async def _renew(self, account_id: str, last_seq: int) -> bool:
         """Make the number, or the known one if that is higher, the newest."""
@@ -387,15 +385,15 @@ class AsyncSessionStore:
             if account is not None and account.unsaved:
                 return self._pending(account), None
             before = self._commit.changes
-            data = state = None
             try:
                 data = await self._storage.read(account_id)
             except Exception as error:  # noqa: BLE001 - promise 10
                 _log.warning("cannot read the session of %r: %r", account_id, error)
+                self._accounts.setdefault(account_id, Account(account_id))
+                return None, None
             account = self._accounts.get(account_id)
             if account is None or account.revision <= before:
-                if data is not None:
-                    state = self._decode(account_id, data)
+                state = None if data is None else self._decode(account_id, data)
                 if state is not None and state.account_id != account_id:
                     _log.warning("the record of %r is %r's", account_id, state.account_id)
                     state = None
@@ -453,6 +451,11 @@ class AsyncSessionStore:
         except InvalidRecordError as error:
             _log.warning("the record of %r is corrupt: %s", name, error)
             return None
+
+
+def _is_turn(known: SessionState, state: SessionState) -> bool:
+    """Whether this is another session, or another count of Resumes, which a crash must not undo."""
+    return known.session_id != state.session_id or known.failed_resumes != state.failed_resumes
 
 
 def _is_other(state: SessionState, asked: dict[str, Any]) -> bool:

@@ -213,6 +213,7 @@ async def test_what_is_read_replaces_what_was_remembered(
     assert on_storage(storage).last_seq == 50
     storage.records.clear()
     assert await store.load_all() == []
+    assert await store.load("bot") is None
     assert await store.update_last_seq("bot", 60) is False
 
 
