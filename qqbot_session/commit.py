@@ -70,6 +70,7 @@ class Account:
         "stamp",
         "state",
         "task",
+        "turn",
         "wake",
     )
 
@@ -79,6 +80,7 @@ class Account:
         self.last_seq: int | None = None  # the newest, ahead of the state's own
         self.has_session = False  # whether `update_last_seq` and `touch` find a session
         self.revision = 0  # the change that made this the newest
+        self.turn = 0  # the change that began or ended its session
         self.changed = False  # newer than what was last encoded
         self.stamp: float | None = None  # `saved_at` of what was encoded and is not on storage yet
         self.batch: Batch | None = None  # the latest it joined
@@ -183,6 +185,8 @@ class GroupCommit:
             account = self.accounts[account_id] = Account(account_id)
         self.changes += 1
         account.revision = self.changes
+        if session_of(account.state) != session_of(state):
+            account.turn = self.changes
         account.remember(state)
         account.last_seq = last_seq
         account.changed = True
@@ -232,13 +236,16 @@ class GroupCommit:
             tasks.append(self._writer)
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        while self._queue:  # somebody may still wait for these
-            batch = self._queue.popleft()
-            for account in batch.accounts.values():
-                account.error = StoreClosedError("closed before it was written")
-            batch.done.set_result(None)
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+        finally:
+            while self._queue:  # somebody may still wait for these
+                batch = self._queue.popleft()
+                for account in batch.accounts.values():
+                    account.error = StoreClosedError("closed before it was written")
+                if not batch.done.done():
+                    batch.done.set_result(None)
 
     async def _keep(self, account: Account) -> None:
         """Be the account's task: one park per write."""
@@ -300,7 +307,7 @@ class GroupCommit:
             if changes:
                 failures = await self._storage.commit(changes)
         except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
-            failures = dict.fromkeys(batch.accounts, error)
+            failures = {a.id: error for a in batch.accounts.values() if a.unsaved}
         seconds = time.perf_counter() - started
         self._finish(batch, failures)
         if changes:
@@ -374,6 +381,11 @@ class GroupCommit:
             self._on_write(details)
         except Exception:  # noqa: BLE001 - a hook is not worth a session
             _log.exception("on_write failed: %r", self._on_write)
+
+
+def session_of(state: SessionState | None) -> str | None:
+    """Return the session id, `None` where there is no session."""
+    return None if state is None else state.session_id
 
 
 @coroutine

@@ -209,17 +209,28 @@ def _checked_extra(extra: object) -> Mapping[str, Any]:
         raise ValueError(f"extra repeats the known field {min(known)!r}")
     try:
         frozen: Mapping[str, Any] = _freeze(extra)
-        length = max(len(_dump_extra(frozen, ascii_only)) for ascii_only in (False, True))
+        try:
+            length = _length(frozen, ascii_only=False)
+        except UnicodeEncodeError:  # lone surrogates: `encode` will escape
+            length = _length(frozen, ascii_only=True)
     except RecursionError:
         raise ValueError("extra is nested too deeply") from None
     if length > MAX_EXTRA_BYTES:
-        raise ValueError(f"extra is {length} bytes encoded, at most {MAX_EXTRA_BYTES}")
+        raise ValueError(f"extra is longer than {MAX_EXTRA_BYTES} bytes encoded")
     return frozen
 
 
-def _dump_extra(extra: Mapping[str, Any], ascii_only: bool) -> bytes:
-    text = json.dumps(extra, indent=2, ensure_ascii=ascii_only, allow_nan=False)
-    return text.encode(errors="surrogatepass")
+def _length(extra: Mapping[str, Any], *, ascii_only: bool) -> int:
+    """Return the bytes of `extra` encoded, or of its beginning if that is too long already.
+
+    Indentation makes megabytes of what is deep and wide, so it is not laid out in one piece.
+    """
+    length = 0
+    for piece in json.JSONEncoder(indent=2, ensure_ascii=ascii_only).iterencode(extra):
+        length += len(piece.encode())
+        if length > MAX_EXTRA_BYTES:
+            break
+    return length
 
 
 def encode(

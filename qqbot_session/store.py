@@ -259,6 +259,7 @@ class AsyncSessionStore:
         """
         self._check_open()
         before = self._commit.changes
+        unsaved = {account.id for account in self._commit.unsaved()}
         found: dict[str, SessionState | None] = {}
         read_again = set()
         try:
@@ -270,14 +271,16 @@ class AsyncSessionStore:
                     found[state.account_id] = state
         except Exception as error:  # noqa: BLE001 - promise 10
             _log.warning("cannot list the sessions: %r", error)
-        for account in self._accounts.values():
-            if account.unsaved or account.revision > before:
-                read_again.add(account.id)
-        for account_id, state in found.items():
-            if account_id not in read_again:
-                self._remember(account_id, state)
         for account_id in read_again:
             found[account_id], _ = await self._newest(account_id)
+        for account in self._accounts.values():
+            # What was read may be older than what this store has written meanwhile.
+            if account.id in unsaved or account.unsaved or account.revision > before:
+                found[account.id] = self._pending(account)
+            elif account.id in found:
+                self._remember(account.id, found[account.id])
+        for account_id in found.keys() - self._accounts.keys():
+            self._remember(account_id, found[account_id])
         return [
             state
             for _, state in sorted(found.items())
@@ -370,9 +373,12 @@ class AsyncSessionStore:
         check_account_id(account_id)
         account = self._accounts.get(account_id)
         if account is None:
+            before = self._commit.changes
             await self._newest(account_id)
             self._check_open()
             account = self._accounts[account_id]
+            if account.turn > before:  # the number was an earlier session's
+                last_seq = 0
         if not account.has_session or account.last_seq is None:
             return False
         self._commit.change(account_id, account.state, max(account.last_seq, last_seq))
@@ -426,7 +432,8 @@ class AsyncSessionStore:
     async def _remove_expired(self, state: SessionState, data: bytes | None) -> None:
         _log.info("the session of %r has expired", state.account_id)
         if data is None:  # not on storage yet
-            self._commit.change(state.account_id, None, None)
+            if not self._closed:
+                self._commit.change(state.account_id, None, None)
             return
         try:
             await self._storage.discard(state.account_id, data)

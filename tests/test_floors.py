@@ -1,0 +1,115 @@
+"""The house plan: what imports what, and what is there to import at run time."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "qqbot_session"
+
+# design.md's table; the second number orders those that may know a neighbour on their floor.
+FLOORS = {
+    "errors": (0, 0),
+    "state": (0, 1),
+    "watermark": (1, 0),
+    "storage": (1, 0),
+    "gateway": (1, 1),
+    "files": (2, 0),
+    "sqlite": (2, 0),
+    "redis": (2, 0),
+    "commit": (2, 0),
+    "store": (3, 0),
+    "integrations": (4, 0),
+    "testing": (4, 0),
+    "__main__": (4, 1),
+    "__init__": (5, 0),
+}
+OPTIONAL = {"redis", "integrations", "testing"}  # these may import what an extra installs
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def own_name(path: Path) -> str:
+    """Return the row of the table: a module's name, or its sub-package's."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield what a module imports, wherever in it, and whether that is of this package."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inside = node.level < depth  # `from .sibling` within a sub-package
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ((own_name(path) if inside else name.split(".")[0], True) for name in names)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names]
+            for module in modules if isinstance(node, ast.Import) else [node.module or ""]:
+                package, _, rest = module.partition(".")
+                if package == "qqbot_session":
+                    yield rest.split(".")[0] or "__init__", True
+                else:
+                    yield package, False
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_floors_below_its_own(path: Path) -> None:
+    name = own_name(path)
+    assert name in FLOORS, f"{name} has no floor yet"
+    for imported, ours in imports(path):
+        if ours and imported != name:
+            assert FLOORS[imported] < FLOORS[name], f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_the_standard_library_and_aiofiles(path: Path) -> None:
+    if own_name(path) in OPTIONAL:
+        return
+    others = {module for module, ours in imports(path) if not ours} - sys.stdlib_module_names
+    assert others <= {"aiofiles"}
+
+
+def test_the_sans_io_modules_import_nothing_that_does_io() -> None:
+    """The pure part does no I/O, reads no clock and logs nothing."""
+    for name in ("errors", "state", "watermark", "gateway"):
+        path = PACKAGE / f"{name}.py"
+        if path.exists():
+            modules = {module for module, _ in imports(path)}
+            assert not modules & {"asyncio", "logging", "os", "time", "socket", "aiofiles"}, name
+
+
+def test_aiofiles_is_the_only_run_time_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert [name.partition(">")[0] for name in project["dependencies"]] == ["aiofiles"]
+
+
+def test_the_package_imports_without_any_optional_dependency() -> None:
+    """A finder refuses every module that is neither ours, nor standard, nor aiofiles."""
+    program = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        first = name.partition(".")[0]
+        if first not in sys.stdlib_module_names and first not in ("aiofiles", "qqbot_session"):
+            raise ImportError(f"not there: {name}")
+sys.meta_path.insert(0, Refuse())
+for module in [name for name in sys.modules if name.partition(".")[0] not in
+               sys.stdlib_module_names | {"__main__"}]:
+    del sys.modules[module]
+import qqbot_session
+for name in qqbot_session.__all__:
+    getattr(qqbot_session, name)
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(sorted(loaded & {"aiohttp", "redis", "websockets", "sqlite3"}))
+print(sorted(name for name in sys.modules if name.startswith("qqbot_session.testing")))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (result.stdout, result.returncode) == ("[]\n[]\n", 0), result.stderr
