@@ -262,6 +262,8 @@ class GroupCommit:
             account.task = account.wake = None
             if not account.unsaved:
                 account.batch = None  # an idle account keeps no more than its state
+                if not self.due:
+                    self.due.clear()  # an emptied dictionary keeps its table until then
 
     async def _attempt_last(self, account: Account) -> None:
         """Attempt at once what is unsaved, and again what is changed during the attempt."""

@@ -18,7 +18,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -175,22 +174,36 @@ class AsyncSessionStore:
         """
         # The next state of a session that is due already: all there is to do, and written out in
         # both methods, because calling one from the other is a third of what either costs.
-        if type(state) is SessionState and (account := self._due.get(state.account_id)):
+        try:
+            account = self._due[state.account_id]
             last_seq = state.last_seq
-            if last_seq is not None and state.session_id == account.state.session_id:  # type: ignore[union-attr]
+            if (
+                type(state) is SessionState
+                and last_seq is not None
+                and state.session_id == account.state.session_id  # type: ignore[union-attr]
+            ):
                 account.state = state
                 account.last_seq = last_seq
                 return
+        except (AttributeError, KeyError, TypeError):  # no state, or not due
+            pass
         self._save(state)
 
     def save_nowait(self, state: SessionState) -> None:
         """Do what `save` does, from a callback on the loop that cannot await."""
-        if type(state) is SessionState and (account := self._due.get(state.account_id)):
+        try:
+            account = self._due[state.account_id]
             last_seq = state.last_seq
-            if last_seq is not None and state.session_id == account.state.session_id:  # type: ignore[union-attr]
+            if (
+                type(state) is SessionState
+                and last_seq is not None
+                and state.session_id == account.state.session_id  # type: ignore[union-attr]
+            ):
                 account.state = state
                 account.last_seq = last_seq
                 return
+        except (AttributeError, KeyError, TypeError):  # no state, or not due
+            pass
         self._save(state)
 
     async def update_last_seq(self, account_id: str, last_seq: int) -> bool:
@@ -483,7 +496,7 @@ def _check_seconds(name: str, value: object) -> None:
 def _storage_of(storage: object) -> Storage:
     if storage is None:
         home = os.environ.get("HOME") or "/tmp"  # as the original
-        return FileStorage(Path(home, ".openclaw", "qqbot", "sessions"))
+        return FileStorage(os.path.join(home, ".openclaw", "qqbot", "sessions"))  # noqa: PTH118
     if isinstance(storage, str) and ("://" in storage or storage.startswith("sqlite:")):
         raise ValueError(f"no storage claims {storage!r}; a directory is a plain path")
     if isinstance(storage, str | os.PathLike):
