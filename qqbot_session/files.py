@@ -199,12 +199,12 @@ class FileStorage:
 
     def _read(self, account_id: str) -> bytes | None:
         data = _read_file(self._path(file_name(account_id)))
-        if data is None and self._original_path(account_id) is not None:
-            if original := self._owned_original(account_id):
-                return original[1]
-            # Another process may have moved it between the two looks.
-            data = _read_file(self._path(file_name(account_id)))
-        return data
+        if self._original_path(account_id) is None or (data and account_of(data) is not None):
+            return data
+        if original := self._owned_original(account_id):
+            return original[1]
+        # Another process may have moved it between the two looks.
+        return _read_file(self._path(file_name(account_id)))
 
     def _record_names(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
@@ -333,7 +333,8 @@ class FileStorage:
             path = self._path(key.removeprefix(_SCAN_KEY))
         else:
             path = self._path(file_name(key))
-            if _read_file(path) is None and (original := self._owned_original(key)):
+            original = self._owned_original(key)
+            if original and original[1] == expected:
                 path = original[0]
         if _read_file(path) != expected:
             return False
