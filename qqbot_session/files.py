@@ -229,6 +229,8 @@ class FileStorage:
         token = secrets.token_hex(8)
         if written:
             self._make_directory()
+        elif not self._has_directory():
+            return failures  # nothing there to delete
         for start in range(0, len(written), _SYNC_AT_ONCE):
             temporary = {
                 account_id: (self._path(f".qqbot-session-{token}-{index}.tmp"), data)
@@ -245,8 +247,7 @@ class FileStorage:
                         self._delete(account_id)
             self._sync_directory()
         except OSError as error:
-            if written or not isinstance(error, FileNotFoundError):
-                return dict.fromkeys(changes, error) | failures
+            return dict.fromkeys(changes, error) | failures
         return failures
 
     def _remove_originals(
@@ -283,6 +284,12 @@ class FileStorage:
     def _sync_directory(self) -> None:
         if self.durable:
             _sync_directory(self.directory)
+
+    def _has_directory(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(self.directory)
+            return True
+        return False
 
     def _make_directory(self) -> None:
         missing: list[str] = []
