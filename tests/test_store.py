@@ -574,10 +574,14 @@ async def test_the_bodys_own_exception_wins_over_a_failed_write(
 ) -> None:
     # promise 8
     storage.failing = True
-    with pytest.raises(KeyError):
+
+    async def body() -> None:
         async with AsyncSessionStore(storage) as store:
             await store.save(a_state())
             raise KeyError("body")
+
+    with pytest.raises(KeyError):
+        await body()
     assert "1 account(s) not on storage" in caplog.text
     with pytest.raises(SessionWriteError):
         async with AsyncSessionStore(storage) as store:
@@ -923,9 +927,12 @@ async def test_unsaved_and_never_closed_warns() -> None:
     storage.gate.clear()
     store = AsyncSessionStore(storage)
     await store.save(a_state())
-    with pytest.warns(ResourceWarning, match="unsaved=1"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         del store
         gc.collect()
+    assert ["unsaved=1" in str(w.message) for w in caught] == [True]
+    assert caught[0].category is ResourceWarning
     storage.gate.set()
     store = AsyncSessionStore(storage)
     await store.save(a_state())
