@@ -59,7 +59,7 @@ def test_the_first_program_stands_before_line_25_and_resumes_when_run_again(
 @pytest.mark.parametrize("driver", ["run_with_aiohttp", "run_with_websockets"])
 def test_a_driver_is_under_30_lines(driver: str) -> None:
     (block,) = [block for block in blocks(ENGLISH) if f"def {driver}" in block]
-    function = block[block.index("async def") :].split("\n\n\n")[0]
+    function = block[block.index(f"async def {driver}") :].split("\n\n\n")[0]
     assert len(function.strip().splitlines()) < 30
 
 
