@@ -20,11 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import re
-import secrets
 import stat
 import sys
 import time
@@ -80,6 +78,8 @@ def file_name(account_id: str) -> str:
     """Return our file name: no two ids share one on a disk that knows upper and lower case."""
     if _PLAIN_ID.fullmatch(account_id):
         return f"session-{account_id}.json"
+    import hashlib  # slow to import, and most bots never get here
+
     original = original_name(account_id)
     digest = hashlib.sha256(account_id.encode()).hexdigest()[:32]
     return f"{original.removesuffix('.json')[:128]}.{digest}.json"
@@ -112,7 +112,8 @@ class FileStorage:
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._retired: dict[str, ThreadPoolExecutor] = {}
         self._process = 0
-        self._parents = {os.path.dirname(path) or os.curdir}  # not known to be on the disk
+        # Directories that may have a new entry which is not on the disk yet.
+        self._parents = {os.path.dirname(path.rstrip(os.sep)) or os.curdir}
 
     def __repr__(self) -> str:
         return f"<FileStorage directory={self.directory!r} durable={self.durable}>"
@@ -141,8 +142,9 @@ class FileStorage:
         """Delete a record if it is still `expected`.
 
         The file is renamed to a private name, compared there, and put back with a hard link,
-        which never overwrites a newer one. What remains: a process that dies between the two
-        leaves a record that was renewed within that moment as a left-over. Where the file system
+        which never overwrites a newer one. What remains: a record that was renewed within that
+        moment is not found by whoever reads it then, and a process that dies between the two leaves
+        it as a left-over. Where the file system
         knows no hard links it is put back by a rename, unless a newer one is seen.
         """
         return await self._hop("writer", self._discard, key, expected)
@@ -226,7 +228,7 @@ class FileStorage:
     def _commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         failures: dict[str, Exception] = {}
         written = [(account_id, data) for account_id, data in changes.items() if data is not None]
-        token = secrets.token_hex(8)
+        token = _token()
         if written:
             self._make_directory()
         elif not self._has_directory():
@@ -345,7 +347,7 @@ class FileStorage:
                 path = original[0]
         if _read_file(path) != expected:
             return False
-        private = self._path(f".qqbot-session-{secrets.token_hex(8)}-0.tmp")
+        private = self._path(f".qqbot-session-{_token()}-0.tmp")
         try:
             os.rename(path, private)
         except FileNotFoundError:
@@ -397,6 +399,11 @@ def _let_the_loop_in(number: int) -> None:
         time.sleep(1e-5)
 
 
+def _token() -> str:
+    """Return what makes a private name unique: 16 random hexadecimal digits."""
+    return os.urandom(8).hex()
+
+
 class _NotRegularError(OSError):
     """Something else than a file stands in a record's place."""
 
@@ -404,13 +411,12 @@ class _NotRegularError(OSError):
 def _read_file(path: str) -> bytes | None:
     """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is."""
     try:
-        _require_regular(os.lstat(path), path)  # opening a device can have effects of its own
         file = os.open(path, _READ_FLAGS)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _NotRegularError(errno.ELOOP, "is a link", path) from None
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise _NotRegularError(error.errno, "is not a regular file", path) from None
         raise
     try:
         status = os.fstat(file)

@@ -19,12 +19,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .commit import Account, GroupCommit, WriteDetails
 from .errors import InvalidRecordError, SessionWriteError, StoreClosedError
 from .files import FileStorage
-from .gateway import GatewaySession
 from .state import (
     MAX_INTEGER,
     SessionState,
@@ -36,6 +35,9 @@ from .state import (
     decode,
 )
 from .storage import Storage
+
+if TYPE_CHECKING:  # who has no gateway session need not import it
+    from .gateway import GatewaySession
 
 _log = logging.getLogger("qqbot_session")
 

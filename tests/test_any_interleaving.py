@@ -109,7 +109,11 @@ class FilePlace:
         ) else None
 
     def items(self) -> list[bytes]:
-        return [path.read_bytes() for path in self.directory.glob("session-*.json")]
+        found = []
+        for path in self.directory.glob("session-*.json"):
+            with contextlib.suppress(FileNotFoundError):  # a deletion is under way
+                found.append(path.read_bytes())
+        return found
 
     def put_original(self, account_id: str, data: bytes) -> bool:
         self.directory.mkdir(exist_ok=True)
@@ -397,7 +401,7 @@ class Machine(RuleBasedStateMachine):
         if self.watched.unreadable:
             return None
         own, original = self.place.layers(account_id)
-        state = try_decode(own if own is not None else original)
+        state = try_decode(own) or try_decode(original)
         return state if state is not None and state.account_id == account_id else None
 
     # What a bot does
@@ -488,8 +492,10 @@ class Machine(RuleBasedStateMachine):
             expected = None
             if dirty:
                 known.change(None)
-            elif self.place.layers(account_id)[0] is not None:
-                self.model.possible[account_id] = {None}
+            else:
+                own, original = self.place.layers(account_id)
+                if try_decode(own) is not None:  # else it was the original's
+                    self.model.possible[account_id] = {None, own} if own == original else {None}
         known.has_session = expected is not None
         assert await self.store.load(account_id, **asked) == expected
 
@@ -713,9 +719,6 @@ class Machine(RuleBasedStateMachine):
     @rule(state=states, age=st.sampled_from([0, 400]))
     @on_loop
     async def the_original_saves(self, state: SessionState, age: float) -> None:
-        own = self.place.layers(state.account_id)[0]
-        if own is not None and try_decode(own) is None:
-            return  # see `OURS_IS_CORRUPT`
         if file_name(state.account_id) != original_name(state.account_id):
             state = replace(state, saved_at=max(0.0, self.model.clock() - age))
             self.place.put_original(state.account_id, encode(state))

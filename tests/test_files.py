@@ -540,12 +540,12 @@ async def test_a_record_that_moves_while_it_is_read_is_not_taken_for_absent(
     original = directory / "session-a_b.json"
     original.write_bytes(record)
 
-    def take_over(path: str) -> None:
+    def take_over(path: str, *_: object) -> None:
         if path.endswith("session-a_b.json") and original.exists():
             (directory / file_name("a.b")).write_bytes(record)
             original.unlink()
 
-    spy.before["lstat"] = take_over
+    spy.before["open"] = take_over
     assert await storage.read("a.b") == record
 
 
@@ -783,7 +783,7 @@ async def test_hostile_things_under_other_names_disturb_nobody(
 
 @posix
 @pytest.mark.parametrize("kind", ["link to a record", "fifo"])
-async def test_a_file_swapped_after_the_first_look_is_neither_followed_nor_waited_for(
+async def test_a_file_swapped_just_before_it_is_opened_is_neither_followed_nor_waited_for(
     storage: FileStorage, directory: Path, decoy: Path, spy: SpiedOs, kind: str
 ) -> None:  # promise 14
     await storage.commit({"a": RECORD})
@@ -793,7 +793,7 @@ async def test_a_file_swapped_after_the_first_look_is_neither_followed_nor_waite
         path.unlink()
         HOSTILE[kind](path, decoy)
 
-    spy.after["lstat"] = swap
+    spy.before["open"] = swap
     with pytest.raises(OSError, match=r"regular|link"):
         await storage.read("a")
 
@@ -803,7 +803,7 @@ async def test_a_temporary_name_that_somebody_has_taken_is_not_written_through(
     storage: FileStorage, directory: Path, decoy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # promise 14
     directory.mkdir()
-    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0123456789abcdef")
+    monkeypatch.setattr(files, "_token", lambda: "0123456789abcdef")
     (directory / LEFT_OVER).symlink_to(decoy)
     assert list(await storage.commit({"a": b"new"})) == ["a"]
 
