@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -277,6 +278,13 @@ class AsyncSessionStore:
         unsaved = {account.id for account in self._commit.unsaved()}
         found: dict[str, SessionState | None] = {}
         read_again = set()
+
+        def is_newer(account: Account | None) -> bool:
+            """Whether this store wrote, or is to write, what may be newer than what was read."""
+            return account is not None and (
+                account.unsaved or account.revision > before or account.id in unsaved
+            )
+
         try:
             async for key, data in self._storage.scan():
                 state = self._decode(key, data)
@@ -284,25 +292,19 @@ class AsyncSessionStore:
                     if state.account_id in found:  # the original's record beside ours
                         read_again.add(state.account_id)
                     found[state.account_id] = state
+                    if not is_newer(self._accounts.get(state.account_id)):
+                        self._remember(state.account_id, state)
         except Exception as error:  # noqa: BLE001 - promise 10
             _log.warning("cannot list the sessions: %r", error)
         for account_id in read_again:
             found[account_id], _ = await self._newest(account_id)
-        for account in self._accounts.values():
-            # What was read may be older than what this store has written meanwhile.
-            if account.id in unsaved or account.unsaved or account.revision > before:
-                found[account.id] = self._pending(account)
-            elif account.id in found:
-                self._remember(account.id, found[account.id])
-        for account_id in found.keys() - self._accounts.keys():
-            self._remember(account_id, found[account_id])
-        return [
-            state
-            for _, state in sorted(found.items())
-            if state is not None
-            and state.resumable
-            and (include_expired or not self._is_expired(state))
-        ]
+        for account in filter(is_newer, self._accounts.values()):
+            found[account.id] = self._pending(account)
+        sessions = [state for state in found.values() if state is not None and state.resumable]
+        if not include_expired:
+            now = self._clock()
+            sessions = [state for state in sessions if not self._is_expired(state, now)]
+        return sorted(sessions, key=attrgetter("account_id"))
 
     async def cleanup(self) -> int:
         """Remove expired and corrupt records, and left-overs of interrupted writes.
@@ -455,9 +457,12 @@ class AsyncSessionStore:
         except Exception as error:  # noqa: BLE001 - promise 10
             _log.warning("cannot remove the session of %r: %r", state.account_id, error)
 
-    def _is_expired(self, state: SessionState) -> bool:
+    def _is_expired(self, state: SessionState, now: float | None = None) -> bool:
         """Judge the age; a stamp from as far in the future is as bad."""
-        return self._max_age is not None and abs(self._clock() - state.saved_at) > self._max_age
+        if self._max_age is None:
+            return False
+        now = self._clock() if now is None else now
+        return abs(now - state.saved_at) > self._max_age
 
     def _is_garbage(self, data: bytes) -> bool:
         try:
