@@ -9,6 +9,8 @@ Rules:
   the same directory and renamed. With `durable=True` the data is on the disk before the
   rename, and the rename before the commit returns. The batch pays for that once: all files are
   written, then all synced, then all renamed, then the directory is synced.
+* Nothing is imported on the way to the disk: an import that fails for want of a descriptor leaves
+  half a module behind, and every later write would fail with it.
 * Opening never follows a link and never blocks; only regular files are read, removed or counted.
   A directory or a device in a record's place is an error to be reported, and is left alone.
 * File names: an id made of `[A-Za-z0-9_-]` has the TypeScript original's name. Any other, and one
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -34,6 +37,9 @@ import aiofiles.os
 
 from .state import account_of
 from .storage import READ_LIMIT
+
+if sys.platform == "darwin":
+    import fcntl
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -78,8 +84,6 @@ def file_name(account_id: str) -> str:
     """Return our file name: no two ids share one on a disk that knows upper and lower case."""
     if _PLAIN_ID.fullmatch(account_id):
         return f"session-{account_id}.json"
-    import hashlib  # slow to import, and most bots never get here
-
     original = original_name(account_id)
     digest = hashlib.sha256(account_id.encode()).hexdigest()[:32]
     return f"{original.removesuffix('.json')[:128]}.{digest}.json"
@@ -458,8 +462,6 @@ def _start_writing_back(file: int) -> None:
 
 def _sync_file(file: int) -> None:
     if sys.platform == "darwin":
-        import fcntl
-
         fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # fsync there stops at the drive's cache
     elif hasattr(os, "fdatasync"):
         os.fdatasync(file)
