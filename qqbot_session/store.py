@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -95,6 +96,8 @@ class AsyncSessionStore:
         self._commit = GroupCommit(self._storage, debounce=debounce, clock=clock, on_write=on_write)
         self._accounts = self._commit.accounts
         self._due = self._commit.due
+        self._reading: dict[str, asyncio.Future[None]] = {}
+        self._listings: list[set[str]] = []
         self._closed = False
 
     def __repr__(self) -> str:
@@ -278,6 +281,8 @@ class AsyncSessionStore:
         unsaved = {account.id for account in self._commit.unsaved()}
         found: dict[str, SessionState | None] = {}
         read_again = set()
+        read_meanwhile: set[str] = set()  # by `load`, and so later than what is listed
+        self._listings.append(read_meanwhile)
 
         def is_newer(account: Account | None) -> bool:
             """Whether this store wrote, or is to write, what may be newer than what was read."""
@@ -292,10 +297,13 @@ class AsyncSessionStore:
                     if state.account_id in found:  # the original's record beside ours
                         read_again.add(state.account_id)
                     found[state.account_id] = state
-                    if not is_newer(self._accounts.get(state.account_id)):
+                    account = self._accounts.get(state.account_id)
+                    if not is_newer(account) and state.account_id not in read_meanwhile:
                         self._remember(state.account_id, state)
         except Exception as error:  # noqa: BLE001 - promise 10
             _log.warning("cannot list the sessions: %r", error)
+        finally:
+            self._listings = [read for read in self._listings if read is not read_meanwhile]
         for account_id in read_again:
             found[account_id], _ = await self._newest(account_id)
         for account in filter(is_newer, self._accounts.values()):
@@ -407,21 +415,36 @@ class AsyncSessionStore:
             account = self._accounts.get(account_id)
             if account is not None and account.unsaved:
                 return self._pending(account), None
-            before = self._commit.changes
+            if busy := self._reading.get(account_id):
+                # One read at a time: an older one must not replace what a newer one found.
+                await asyncio.wait([busy])
+                continue
+            self._reading[account_id] = done = asyncio.get_running_loop().create_future()
             try:
+                before = self._commit.changes
                 data = await self._storage.read(account_id)
+                account = self._accounts.get(account_id)
+                if account is None or account.revision <= before:
+                    state = self._judge(account_id, data)
+                    self._remember(account_id, state)
+                    for read in self._listings:
+                        read.add(account_id)
+                    return state, data
             except Exception as error:  # noqa: BLE001 - promise 10
                 _log.warning("cannot read the session of %r: %r", account_id, error)
                 self._accounts.setdefault(account_id, Account(account_id))
                 return None, None
-            account = self._accounts.get(account_id)
-            if account is None or account.revision <= before:
-                state = None if data is None else self._decode(account_id, data)
-                if state is not None and state.account_id != account_id:
-                    _log.warning("the record of %r is %r's", account_id, state.account_id)
-                    state = None
-                self._remember(account_id, state)
-                return state, data
+            finally:
+                del self._reading[account_id]
+                done.set_result(None)
+
+    def _judge(self, account_id: str, data: bytes | None) -> SessionState | None:
+        """Return the record's state if it is one, and this account's."""
+        state = None if data is None else self._decode(account_id, data)
+        if state is not None and state.account_id != account_id:
+            _log.warning("the record of %r is %r's", account_id, state.account_id)
+            return None
+        return state
 
     def _pending(self, account: Account) -> SessionState | None:
         """Return the state that is not on storage yet, as it would be written now."""

@@ -159,6 +159,10 @@ class Plain:
         if self.known is ...:
             self.known = self.record
 
+    def judge(self) -> None:
+        if self.expired:
+            self.known = None
+
     def update(self, last_seq: int) -> bool:
         self.look()
         if self.known is None:
@@ -197,7 +201,7 @@ class Operation:
     call: Callable[[AsyncSessionStore], Any]
     plainly: Callable[[Plain], Any]
     orders: bool = False  # takes effect when called: `save` and `clear`
-    looks_first: bool = False  # before it changes anything: `update_last_seq` and `touch`
+    look: Callable[[Plain], None] | None = None  # before it changes anything
 
     def __repr__(self) -> str:
         return self.name
@@ -221,13 +225,13 @@ SAVE_NEW = save("save new", NEW)
 
 
 def update(name: str, call: Callable[[AsyncSessionStore], Any], last_seq: int) -> Operation:
-    return Operation(name, call, lambda p: p.update(last_seq), looks_first=True)
+    return Operation(name, call, lambda p: p.update(last_seq), look=Plain.look)
 
 
 UPDATE = update("update", lambda store: store.update_last_seq("bot", 30), 30)
 TOUCH = update("touch", lambda store: store.touch("bot"), 0)
 CLEAR = Operation("clear", lambda s: s.clear("bot"), lambda p: p.clear(), True)
-LOAD = Operation("load", brief_load, lambda p: p.load())
+LOAD = Operation("load", brief_load, lambda p: p.load(), look=Plain.judge)
 LOAD_ALL = Operation("load_all", brief_load_all, lambda p: p.load_all())
 CLEANUP = Operation("cleanup", lambda s: s.cleanup(), lambda p: p.cleanup())
 FLUSH = Operation("flush", lambda s: s.flush(), lambda p: p.nothing())
@@ -429,13 +433,13 @@ def orders(calls: Sequence[Call]) -> Iterator[tuple[Event, ...]]:
     """Yield every order that a bot could not tell from what it saw.
 
     On an account never seen, `update_last_seq` and `touch` look at the record and then change
-    it: other operations may come between.
+    it, and `load` judges an expired record and then removes it: others may come between.
     """
     events = [(call, looks) for call in calls for looks in (True, False)]
     for order in itertools.permutations(event for event in events if not event[1]):
         if all(may_precede(*pair) for pair in itertools.combinations(order, 2)):
             yield order
-    events = [event for event in events if not event[1] or event[0].operation.looks_first]
+    events = [event for event in events if not event[1] or event[0].operation.look]
     if len(events) > len(calls):
         for order in itertools.permutations(events):
             if all(may_precede(*pair) for pair in itertools.combinations(order, 2)):
@@ -461,8 +465,8 @@ def overtaken(call: Call, order: Sequence[Event]) -> bool:
 def explains(order: Sequence[Event], outcome: Outcome, setting: Setting) -> bool:
     plain = setting.plain()
     for call, looks in order:
-        if looks:
-            plain.look()
+        if looks and call.operation.look is not None:
+            call.operation.look(plain)
         elif overtaken(call, order) and call.result == (plain.known is not None):
             continue
         elif call.operation.plainly(plain) != call.result:
@@ -606,7 +610,7 @@ def check_with_another_process(outcome: Outcome, setting: Setting) -> None:
             assert all(record in own for record in call.result), outcome
     saved = [call for call in outcome.calls if call.operation.orders]
     commits = [record for kind, record in outcome.storage.effects if kind == "commit"]
-    if saved and not any(call.operation.looks_first for call in outcome.calls):
+    if saved and not any(call.operation in (UPDATE, TOUCH) for call in outcome.calls):
         newest = Plain(None)
         saved[-1].operation.plainly(newest)
         assert newest.record in commits, outcome
