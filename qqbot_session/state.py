@@ -32,8 +32,6 @@ MAX_INTEGER = 2**53 - 1
 MAX_SECONDS = 4e12
 """Seconds since the epoch; from 2**42 on a float no longer tells milliseconds apart."""
 
-_STAMP_ROOM = 64  # bytes by which a longer `last_seq` and `saved_at` may lengthen a record
-
 
 def check_account_id(value: object) -> None:
     """Raise `TypeError` or `ValueError`, naming the value, unless it can be an account id."""
@@ -189,7 +187,7 @@ class SessionState:
         if self.extra is not _NOTHING:
             put(self, "extra", _checked_extra(self.extra))
         if len(self.account_id) + len(self.session_id or "") + len(self.app_id or "") > 512:
-            length = len(encode(self)) + _STAMP_ROOM
+            length = len(encode(self, MAX_INTEGER, MAX_SECONDS))  # at its longest
             if length > MAX_RECORD_BYTES:
                 raise ValueError(
                     f"account_id, session_id and app_id are too long: a record of {length} bytes, "

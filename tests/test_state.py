@@ -393,7 +393,9 @@ def test_the_longest_id_leaves_room_for_the_longest_number_and_stamp() -> None:
         except ValueError:
             break
     assert longest is not None
-    assert len(encode(longest, MAX_INTEGER, 4e12)) <= MAX_RECORD_BYTES
+    record = encode(longest, MAX_INTEGER, 4e12)
+    assert len(record) <= MAX_RECORD_BYTES
+    assert decode(record) == replace(longest, last_seq=MAX_INTEGER, saved_at=4e12)
 
 
 @settings(deadline=None)
