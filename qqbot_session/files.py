@@ -3,8 +3,8 @@
 Rules:
 
 * Nothing here runs on the event loop's thread: every public method is one executor hop through
-  aiofiles. Whatever changes the directory runs on one thread, in the order it was called; reads
-  have a thread of their own.
+  aiofiles. Whatever changes the directory runs on one thread, in the order it was called; that
+  thread may have others sync for it, and waits for them. Reads have a thread of their own.
 * A record appears under its name complete or not at all: it is written to a temporary file in
   the same directory and renamed. With `durable=True` the data is on the disk before the
   rename, and the rename before the commit returns. The batch pays for that once: all files are
@@ -29,7 +29,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -47,8 +47,11 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 255  # bytes, on every file system in use
-_SCAN_BATCH = 64  # records per hop: about half a millisecond of decoding on the loop
-_SYNC_AT_ONCE = 64  # files written and open together before they are synced
+_SCAN_BATCH = 128  # records per hop: about a millisecond of decoding on the loop
+_AT_ONCE = 128  # files that go through the phases of a write together, all open at once
+_MANY = 32  # files that keep a thread busy for a good part of a millisecond
+_SYNC_APART = 16  # files from which on threads are worth their start
+_SYNCERS = 4  # threads
 
 _RECORD_NAME = re.compile(r"session-.*\.json", re.DOTALL)
 _LEFT_OVER = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
@@ -89,6 +92,9 @@ def file_name(account_id: str) -> str:
     return f"{original.removesuffix('.json')[:128]}.{digest}.json"
 
 
+_Written = tuple[str, str, int]  # account id, temporary path, descriptor
+
+
 class FileStorage:
     """Records as files in a directory, which is made when first written to.
 
@@ -112,6 +118,7 @@ class FileStorage:
         if not isinstance(durable, bool):
             raise TypeError(f"durable must be a bool, not {durable!r}")
         self.directory = path
+        self._prefix = os.path.join(path, "")  # made once: it costs as much as a system call
         self.durable = durable
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._retired: dict[str, ThreadPoolExecutor] = {}
@@ -183,7 +190,7 @@ class FileStorage:
     # From here on: on a thread.
 
     def _path(self, name: str) -> str:
-        return os.path.join(self.directory, name)
+        return self._prefix + name
 
     def _original_path(self, account_id: str) -> str | None:
         """Return where the original keeps this account's record, if not where we do."""
@@ -232,19 +239,12 @@ class FileStorage:
     def _commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         failures: dict[str, Exception] = {}
         written = [(account_id, data) for account_id, data in changes.items() if data is not None]
-        token = _token()
         if written:
             self._make_directory()
         elif not self._has_directory():
             return failures  # nothing there to delete
-        for start in range(0, len(written), _SYNC_AT_ONCE):
-            temporary = {
-                account_id: (self._path(f".qqbot-session-{token}-{index}.tmp"), data)
-                for index, (account_id, data) in enumerate(
-                    written[start : start + _SYNC_AT_ONCE], start
-                )
-            }
-            self._replace(temporary, failures)
+        while written:
+            written = written[self._replace(written[:_AT_ONCE], failures) :]
         try:
             self._remove_originals(changes, failures)
             for account_id, data in changes.items():
@@ -266,7 +266,7 @@ class FileStorage:
         """
         owned: dict[str, str] = {}
         for account_id in changes:
-            if account_id not in failures:
+            if self._original_path(account_id) and account_id not in failures:
                 with _collect(failures, account_id):
                     if original := self._owned_original(account_id):
                         owned[account_id] = original[0]
@@ -312,34 +312,49 @@ class FileStorage:
                 _sync_directory(path)
             self._parents.discard(path)
 
-    def _replace(
-        self, temporary: Mapping[str, tuple[str, bytes]], failures: dict[str, Exception]
-    ) -> None:
-        """Write the batch in phases; what fails is left out of the next phase."""
-        open_files: dict[str, int] = {}
+    def _replace(self, records: Sequence[tuple[str, bytes]], failures: dict[str, Exception]) -> int:
+        """Write the records in phases; what fails is left out of the next phase.
+
+        Returns:
+            How many were attempted: fewer than all where there are no descriptors for them.
+        """
+        files: list[_Written] = []
         try:
-            for number, (account_id, (path, data)) in enumerate(temporary.items()):
-                _let_the_loop_in(number)
-                with _collect(failures, account_id):
-                    open_files[account_id] = _write_file(path, data)
+            attempted = self._write(records, files, failures)
             if self.durable:
-                for file in open_files.values():
-                    _start_writing_back(file)
-                for account_id, file in open_files.items():
-                    with _collect(failures, account_id):
-                        _sync_file(file)
+                _sync_files(files, failures)
         finally:
-            for account_id, file in open_files.items():
-                with _collect(failures, account_id):
-                    os.close(file)
-        for number, (account_id, (path, _)) in enumerate(temporary.items()):
-            _let_the_loop_in(number)
+            _close_files(files, failures)
+        if len(files) > _MANY:
+            _let_the_loop_in()
+        for account_id, path, _ in files:
             if account_id not in failures:
-                with _collect(failures, account_id):
+                try:
                     os.replace(path, self._path(file_name(account_id)))
-            if account_id in failures:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+                    continue
+                except OSError as error:
+                    failures[account_id] = error
+            _try_to_unlink(path)
+        return attempted
+
+    def _write(
+        self,
+        records: Sequence[tuple[str, bytes]],
+        files: list[_Written],
+        failures: dict[str, Exception],
+    ) -> int:
+        """Write as many temporary files as there are descriptors for, but at least one."""
+        prefix = self._path(f".qqbot-session-{_token()}-")
+        for number, (account_id, data) in enumerate(records):
+            path = f"{prefix}{number}.tmp"
+            try:
+                files.append((account_id, path, _write_file(path, data)))
+            except OSError as error:
+                if files and error.errno in (errno.EMFILE, errno.ENFILE):
+                    return number  # closing these gives theirs back
+                failures[account_id] = error
+                _try_to_unlink(path)
+        return len(records)
 
     def _discard(self, key: str, expected: bytes) -> bool:
         if key.startswith(_SCAN_KEY):
@@ -393,14 +408,13 @@ class FileStorage:
         return swept
 
 
-def _let_the_loop_in(number: int) -> None:
-    """Rest at every 32nd file.
+def _let_the_loop_in() -> None:
+    """Rest for a moment.
 
     A thread that makes many short system calls wins the interpreter lock back each time before the
     loop's thread has woken up, and so can hold the loop up for a whole switch interval, 5 ms.
     """
-    if number % 32 == 31:
-        time.sleep(1e-5)
+    time.sleep(1e-5)
 
 
 def _token() -> str:
@@ -444,9 +458,9 @@ def _write_file(path: str, data: bytes) -> int:
     """Make the file, which must be new, write all data and return it open."""
     file = os.open(path, _WRITE_FLAGS, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
+        written = os.write(file, data)
+        while written < len(data):
+            written += os.write(file, data[written:])
     except BaseException:
         os.close(file)
         raise
@@ -458,6 +472,36 @@ def _start_writing_back(file: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_files(files: Sequence[_Written], failures: dict[str, Exception]) -> None:
+    """Start writing back all files, then sync them, many of them on several threads.
+
+    Each sync ends with the disk emptying its cache, but one emptying serves all that wait for it.
+    """
+    for _, _, file in files:
+        _start_writing_back(file)
+
+    def sync(some: Sequence[_Written]) -> None:
+        for account_id, _, file in some:
+            with _collect(failures, account_id):
+                _sync_file(file)
+
+    if len(files) < _SYNC_APART:
+        return sync(files)
+    try:
+        with ThreadPoolExecutor(_SYNCERS, "qqbot_session-syncer") as syncers:
+            list(syncers.map(sync, [files[first::_SYNCERS] for first in range(_SYNCERS)]))
+    except RuntimeError:  # no thread to be had, as when the interpreter ends
+        sync(files)
+
+
+def _close_files(files: Sequence[_Written], failures: dict[str, Exception]) -> None:
+    for account_id, _, file in files:
+        try:
+            os.close(file)
+        except OSError as error:
+            failures.setdefault(account_id, error)
 
 
 def _sync_file(file: int) -> None:
@@ -481,6 +525,11 @@ def _sync_directory(path: str) -> None:
 
 def _unlink(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _try_to_unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
         os.unlink(path)
 
 
