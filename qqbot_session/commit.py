@@ -21,7 +21,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType, coroutine
 from typing import Any
@@ -61,8 +62,6 @@ class Account:
     __slots__ = (
         "batch",
         "changed",
-        "delay",
-        "error",
         "has_session",
         "id",
         "last_seq",
@@ -86,8 +85,6 @@ class Account:
         self.batch: Batch | None = None  # the latest it joined
         self.task: asyncio.Task[None] | None = None
         self.wake: asyncio.Future[None] | None = None  # what the task is parked on
-        self.error: BaseException | None = None  # of the latest attempt
-        self.delay = 0.0  # seconds of back-off
 
     @property
     def unsaved(self) -> bool:
@@ -110,6 +107,14 @@ class Batch:
         self.taken = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why an account's latest attempt failed, and the seconds until the next."""
+
+    error: BaseException
+    delay: float
+
+
 class GroupCommit:
     """Owner of every account, of their tasks and of the one that writes.
 
@@ -117,7 +122,6 @@ class GroupCommit:
         accounts: all that were seen, by account id.
         due: those with a session whose newest state is not encoded yet: assigning `state` and
             `last_seq` is all it takes to change one of them.
-        changes: how many changes there were; tells a reader what changed while it read.
     """
 
     def __init__(
@@ -130,7 +134,8 @@ class GroupCommit:
     ) -> None:
         self.accounts: dict[str, Account] = {}
         self.due: dict[str, Account] = {}
-        self.changes = 0
+        self._changes = 0
+        self._readers = 0
         self._storage = storage
         self._debounce = debounce
         self._clock = clock
@@ -138,7 +143,7 @@ class GroupCommit:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: deque[Batch] = deque()
         self._writer: asyncio.Task[None] | None = None
-        self._failing: set[str] = set()
+        self._failing: dict[str, _Failure] = {}
         self._aborted = False
 
     def running_loop(self) -> asyncio.AbstractEventLoop:
@@ -156,6 +161,18 @@ class GroupCommit:
         elif self._loop is not loop:
             raise WrongEventLoopError(f"this store belongs to {self._loop!r}, not to {loop!r}")
         return loop
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """Be open while storage is read; give the number of the latest change before that.
+
+        An account whose `revision` or `turn` is higher was changed meanwhile.
+        """
+        self._readers += 1
+        try:
+            yield self._changes
+        finally:
+            self._readers -= 1
 
     def unsaved(self) -> list[Account]:
         """Return the accounts whose newest state is not on storage."""
@@ -179,14 +196,14 @@ class GroupCommit:
         Raises:
             WrongEventLoopError: see `running_loop`; nothing was changed.
         """
-        self.running_loop()
+        loop = self.running_loop()
         account = self.accounts.get(account_id)
         if account is None:
             account = self.accounts[account_id] = Account(account_id)
-        self.changes += 1
-        account.revision = self.changes
+        self._changes += 1
+        account.revision = self._changes
         if session_of(account.state) != session_of(state):
-            account.turn = self.changes
+            account.turn = self._changes
         account.remember(state)
         account.last_seq = last_seq
         account.changed = True
@@ -195,14 +212,14 @@ class GroupCommit:
         else:
             self.due.pop(account_id, None)
         if account.task is None:
-            self._start(account)
+            self._start(account, loop)
         elif at_once:
             _ = self.join(account)
         return account
 
-    def _start(self, account: Account) -> None:
+    def _start(self, account: Account, loop: asyncio.AbstractEventLoop) -> None:
         name = f"qqbot_session:{account.id}"
-        account.task = self.running_loop().create_task(_primed(self._keep(account)), name=name)
+        account.task = loop.create_task(_primed(self._keep(account)), name=name)
 
     def join(self, account: Account) -> asyncio.Future[None]:
         """Put the account into the next batch; the future is set when that was attempted."""
@@ -226,7 +243,7 @@ class GroupCommit:
         pending = {self.join(account) for account in accounts}
         if pending:
             await asyncio.wait(pending)  # never cancels what it waits for
-        return {account.id: account.error for account in accounts if account.error is not None}
+        return {a.id: self._failing[a.id].error for a in accounts if a.id in self._failing}
 
     async def abort(self) -> None:
         """End every task without another attempt."""
@@ -242,8 +259,9 @@ class GroupCommit:
         finally:
             while self._queue:  # somebody may still wait for these
                 batch = self._queue.popleft()
-                for account in batch.accounts.values():
-                    account.error = StoreClosedError("closed before it was written")
+                for account_id in batch.accounts:
+                    error = StoreClosedError("closed before it was written")
+                    self._failing[account_id] = _Failure(error, 0.0)
                 if not batch.done.done():
                     batch.done.set_result(None)
 
@@ -262,6 +280,8 @@ class GroupCommit:
             account.task = account.wake = None
             if not account.unsaved:
                 account.batch = None  # an idle account keeps no more than its state
+                if not self._readers:
+                    account.revision = account.turn = 0  # nobody is going to ask
                 if not self.due:
                     self.due.clear()  # an emptied dictionary keeps its table until then
 
@@ -271,11 +291,12 @@ class GroupCommit:
             if not account.unsaved or self._aborted:
                 return
             await asyncio.wait([self.join(account)])
-            if account.error is not None:
+            if account.id in self._failing:
                 break
         if account.unsaved and not self._aborted and account.batch is not None:
             # Should the loop go on after all, there will be another task.
-            delay = account.delay or self._debounce
+            failure = self._failing.get(account.id)
+            delay = self._debounce if failure is None else failure.delay
             self.running_loop().call_later(delay, self._wake, account.batch, [account])
 
     async def _write(self) -> None:
@@ -311,7 +332,9 @@ class GroupCommit:
         except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
             failures = {a.id: error for a in batch.accounts.values() if a.unsaved}
         seconds = time.perf_counter() - started
+        was_failing = bool(self._failing)
         self._finish(batch, failures)
+        self._log_turns(failures, was_failing=was_failing)
         if changes:
             self._report(changes, failures, seconds)
 
@@ -332,14 +355,15 @@ class GroupCommit:
         loop = self.running_loop()
         parked: dict[float, list[Account]] = {}
         for account in batch.accounts.values():
-            account.error = failures.get(account.id)
-            if account.error is None:
+            error = failures.get(account.id)
+            failed = self._failing.pop(account.id, None)
+            if error is None:
                 account.stamp = None
-                account.delay = 0.0
-                parked.setdefault(self._debounce, []).append(account)
+                delay = self._debounce
             else:
-                account.delay = min(account.delay * 2 or _FIRST_RETRY, _LAST_RETRY)
-                parked.setdefault(account.delay, []).append(account)
+                delay = _FIRST_RETRY if failed is None else min(failed.delay * 2, _LAST_RETRY)
+                self._failing[account.id] = _Failure(error, delay)
+            parked.setdefault(delay, []).append(account)
         for delay, accounts in parked.items():
             loop.call_later(delay, self._wake, batch, accounts)
         batch.done.set_result(None)
@@ -352,17 +376,10 @@ class GroupCommit:
             if account.wake is not None and not account.wake.done():
                 account.wake.set_result(None)
             elif account.task is None and account.unsaved:  # its task was cancelled
-                self._start(account)
+                self._start(account, self.running_loop())
 
-    def _report(
-        self,
-        changes: Mapping[str, bytes | None],
-        failures: Mapping[str, BaseException],
-        seconds: float,
-    ) -> None:
-        was_failing = bool(self._failing)
-        self._failing.difference_update(changes)
-        self._failing.update(failures.keys() & changes)
+    def _log_turns(self, failures: Mapping[str, BaseException], *, was_failing: bool) -> None:
+        """Log when failures begin and when none is left."""
         if self._failing and not was_failing:
             first, error = next(iter(failures.items()))
             _log.warning(
@@ -371,6 +388,13 @@ class GroupCommit:
             )
         elif was_failing and not self._failing:
             _log.warning("every session is on storage again")
+
+    def _report(
+        self,
+        changes: Mapping[str, bytes | None],
+        failures: Mapping[str, BaseException],
+        seconds: float,
+    ) -> None:
         if self._on_write is None:
             return
         details = WriteDetails(

@@ -17,7 +17,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from operator import attrgetter
 from types import TracebackType
@@ -277,38 +277,9 @@ class AsyncSessionStore:
             include_expired: return sessions past `max_age` as well.
         """
         self._check_open()
-        before = self._commit.changes
-        unsaved = {account.id for account in self._commit.unsaved()}
-        found: dict[str, SessionState | None] = {}
-        read_again = set()
-        read_meanwhile: set[str] = set()  # by `load`, and so later than what is listed
-        self._listings.append(read_meanwhile)
-
-        def is_newer(account: Account | None) -> bool:
-            """Whether this store wrote, or is to write, what may be newer than what was read."""
-            return account is not None and (
-                account.unsaved or account.revision > before or account.id in unsaved
-            )
-
-        try:
-            async for key, data in self._storage.scan():
-                state = self._decode(key, data)
-                if state is not None:
-                    if state.account_id in found:  # the original's record beside ours
-                        read_again.add(state.account_id)
-                    found[state.account_id] = state
-                    account = self._accounts.get(state.account_id)
-                    if not is_newer(account) and state.account_id not in read_meanwhile:
-                        self._remember(state.account_id, state)
-        except Exception as error:  # noqa: BLE001 - promise 10
-            _log.warning("cannot list the sessions: %r", error)
-        finally:
-            self._listings = [read for read in self._listings if read is not read_meanwhile]
-        for account_id in read_again:
-            found[account_id], _ = await self._newest(account_id)
-        for account in filter(is_newer, self._accounts.values()):
-            found[account.id] = self._pending(account)
-        sessions = [state for state in found.values() if state is not None and state.resumable]
+        with self._commit.reading() as before:
+            found = await self._find_all(before)
+        sessions = [state for state in found if state is not None and state.resumable]
         if not include_expired:
             now = self._clock()
             sessions = [state for state in sessions if not self._is_expired(state, now)]
@@ -398,8 +369,8 @@ class AsyncSessionStore:
         check_account_id(account_id)
         account = self._accounts.get(account_id)
         if account is None:
-            before = self._commit.changes
-            await self._newest(account_id)
+            with self._commit.reading() as before:
+                await self._newest(account_id)
             self._check_open()
             account = self._accounts[account_id]
             if account.turn > before:  # the number was an earlier session's
@@ -408,6 +379,40 @@ class AsyncSessionStore:
             return False
         self._commit.change(account_id, account.state, max(account.last_seq, last_seq))
         return True
+
+    async def _find_all(self, before: int) -> Iterable[SessionState | None]:
+        """Return the newest state of every account; `before` as given by `reading`."""
+        unsaved = {account.id for account in self._commit.unsaved()}
+        found: dict[str, SessionState | None] = {}
+        read_again = set()
+        read_meanwhile: set[str] = set()  # by `load`, and so later than what is listed
+        self._listings.append(read_meanwhile)
+
+        def is_newer(account: Account | None) -> bool:
+            """Whether this store wrote, or is to write, what may be newer than what was read."""
+            return account is not None and (
+                account.unsaved or account.revision > before or account.id in unsaved
+            )
+
+        try:
+            async for key, data in self._storage.scan():
+                state = self._decode(key, data)
+                if state is not None:
+                    if state.account_id in found:  # the original's record beside ours
+                        read_again.add(state.account_id)
+                    found[state.account_id] = state
+                    account = self._accounts.get(state.account_id)
+                    if not is_newer(account) and state.account_id not in read_meanwhile:
+                        self._remember(state.account_id, state)
+        except Exception as error:  # noqa: BLE001 - promise 10
+            _log.warning("cannot list the sessions: %r", error)
+        finally:
+            self._listings = [read for read in self._listings if read is not read_meanwhile]
+        for account_id in read_again:
+            found[account_id], _ = await self._newest(account_id)
+        for account in filter(is_newer, self._accounts.values()):
+            found[account.id] = self._pending(account)
+        return found.values()
 
     async def _newest(self, account_id: str) -> tuple[SessionState | None, bytes | None]:
         """Return the account's state, and the record if it was read from storage."""
@@ -421,8 +426,8 @@ class AsyncSessionStore:
                 continue
             self._reading[account_id] = done = asyncio.get_running_loop().create_future()
             try:
-                before = self._commit.changes
-                data = await self._storage.read(account_id)
+                with self._commit.reading() as before:
+                    data = await self._storage.read(account_id)
                 account = self._accounts.get(account_id)
                 if account is None or account.revision <= before:
                     state = self._judge(account_id, data)

@@ -1,0 +1,129 @@
+"""What the calls on the hot path may cost, as counts: `benchmarks/` has the times."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qqbot_session import AsyncSessionStore, FileStorage, MemoryStorage, SessionState
+from qqbot_session.state import encode
+
+ACCOUNTS = 5_000
+WINDOW = 30.0  # seconds
+
+
+class Void(MemoryStorage):
+    """Keeps nothing, so that what is weighed is the store's."""
+
+    async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        return {}
+
+
+def a_state(account_id: str, last_seq: int = 1) -> SessionState:
+    return SessionState(account_id=account_id, session_id="s", last_seq=last_seq)
+
+
+@pytest.fixture
+async def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what the loop was asked to make."""
+    loop = asyncio.get_running_loop()
+    made: list[str] = []
+
+    def note(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def noted(*args: object, **kwargs: object) -> object:
+            made.append(name)
+            return real(*args, **kwargs)
+
+        return noted
+
+    names = ("create_task", "create_future", "call_soon", "call_later", "call_at")
+    for name in (*names, "run_in_executor"):
+        monkeypatch.setattr(loop, name, note(name, getattr(loop, name)), raising=False)
+    return made
+
+
+async def test_a_call_for_an_account_that_is_due_makes_nothing(made: list[str]) -> None:
+    """No task, timer, future or hop, and no object that stays."""
+    async with AsyncSessionStore(Void(), debounce=WINDOW) as store:
+        states = [a_state("bot", number) for number in range(1000, 2000)]
+        await store.save(states[0])
+        made.clear()
+
+        async def use() -> None:
+            for state in states:
+                await store.save(state)
+                store.save_nowait(state)
+                await store.update_last_seq("bot", state.last_seq + 10_000)  # type: ignore[operator]
+                await store.touch("bot")
+
+        await use()
+        gc.collect()
+        before = sys.getallocatedblocks()
+        await use()
+        assert sys.getallocatedblocks() - before < 10
+        assert made == []
+
+
+async def test_the_first_save_of_a_quiet_account_makes_one_task(made: list[str]) -> None:
+    async with AsyncSessionStore(Void(), debounce=WINDOW) as store:
+        made.clear()
+        await store.save(a_state("bot"))
+        assert made == ["create_task", "call_soon"]
+
+
+@contextmanager
+def weighing() -> Iterator[Callable[[], float]]:
+    """Give a function that returns the bytes allocated since, per account."""
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+
+    def weigh() -> float:
+        gc.collect()
+        return (tracemalloc.get_traced_memory()[0] - before) / ACCOUNTS
+
+    try:
+        yield weigh
+    finally:
+        tracemalloc.stop()
+
+
+async def test_what_an_account_takes_beyond_its_state() -> None:
+    """A task and what it is parked on while unsaved, next to nothing once it is quiet."""
+    states = [a_state(f"bot-{number}") for number in range(ACCOUNTS)]
+    async with AsyncSessionStore(Void(), debounce=WINDOW) as store:
+        with weighing() as weigh:
+            for state in states:
+                store.save_nowait(state)
+            assert weigh() <= 1500
+            await store.flush()
+            for state in states:
+                await store.update_last_seq(state.account_id, 1000)
+            assert weigh() <= 1500
+            await asyncio.sleep(3 * WINDOW)
+            assert len(asyncio.all_tasks()) == 1
+            for _ in range(10):  # asyncio's set of all tasks gives its table back at the next ones
+                await asyncio.create_task(asyncio.sleep(0))
+            assert weigh() <= 250
+
+
+async def test_a_load_is_one_hop_and_all_records_are_few(directory: Path, made: list[str]) -> None:
+    ids = [f"bot-{number}" for number in range(1000)]
+    storage = FileStorage(directory, durable=False)
+    await storage.commit({account_id: encode(a_state(account_id)) for account_id in ids})
+    async with AsyncSessionStore(storage, max_age=None) as store:
+        made.clear()
+        assert await store.load("bot-7") is not None
+        assert made.count("run_in_executor") == 1
+        assert "create_task" not in made
+        made.clear()
+        assert len(await store.load_all()) == 1000
+        assert made.count("run_in_executor") <= 1 + 1000 // 64
+    await storage.aclose()
