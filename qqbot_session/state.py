@@ -66,16 +66,17 @@ def check_intents(value: object) -> None:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {value!r}")
+    if value and value.isascii() and "\0" not in value:
+        return
     shown = f"{value[:4]}…" if name == "session_id" else value  # it may end up in a log
     if not value:
         raise ValueError(f"{name} must not be empty: {shown!r}")
     if "\0" in value:
         raise ValueError(f"{name} must not contain NUL: {shown!r}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} must not contain lone surrogates: {shown!r}") from None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must not contain lone surrogates: {shown!r}") from None
 
 
 def _check_integer(name: str, value: object) -> None:
@@ -86,11 +87,11 @@ def _check_integer(name: str, value: object) -> None:
 
 
 def _seconds(name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be seconds as a float, not {value!r}")
     if not 0 <= value <= MAX_SECONDS:  # false for NaN too
         raise ValueError(f"{name} must be seconds from 0 to {MAX_SECONDS:.0f}, not {value!r}")
-    return round(float(value), 3)
+    return round(value * 1000) / 1000
 
 
 class _FrozenObject(dict[str, Any]):
@@ -328,7 +329,7 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 def _from_milliseconds(value: object) -> object:
     """Leave what is no number to the constructor, which names it."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         return value
     try:
         return value / 1000
