@@ -1,16 +1,19 @@
 """What one file costs in a batch of 100, relative to one plain synchronous write + `os.replace`.
 
-The busy loop works in callbacks of a tenth of a millisecond, nine tenths of the time. Under it the
-synchronous writes are one callback more: they hold the interpreter lock whenever they want it,
-while a thread has to win it back from the loop after every system call. So that row is given twice:
-against the same writes on the loop, and against the same writes in one hop to a thread.
+The busy loop works nine of every ten milliseconds, a tenth of a millisecond at a time: in callbacks
+that do nothing else, or on events that it reads from a socket and decodes. The synchronous writes
+are one more callback there: the loop stands still for them, and they never ask for the interpreter
+lock. A thread has to win it back after every system call, whoever wrote what it runs: so the same
+synchronous writes in one hop to a thread are measured beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -37,76 +40,89 @@ def batch(settings: Settings) -> list[Row]:
 async def _measure(settings: Settings, place: str, directory: Path) -> list[Row]:
     fast = FileStorage(directory, durable=False)
     durable = FileStorage(directory, durable=True)
-    sides: dict[str, Callable[[], Awaitable[float]]] = {
-        "sync": lambda: _timed(_write_plainly, directory),
-        "fast": lambda: _timed(fast.commit, _CHANGES),
-        "durable": lambda: _timed(durable.commit, _CHANGES),
-        "bare calls": lambda: _timed(_write_durably, directory),
-        "one by one": lambda: _timed(_write_one_by_one, directory),
-        "stepwise": lambda: _timed(_write_stepwise, directory),
-        "in a thread": lambda: _timed(asyncio.to_thread, _write_all, directory),
+
+    def timed(
+        write: Callable[..., Awaitable[object]], *arguments: object
+    ) -> Callable[[], Awaitable[float]]:
+        async def side() -> float:
+            _sync_directory(directory)  # what the side before left to the disk is not counted
+            started = time.perf_counter()
+            await write(*arguments)
+            return time.perf_counter() - started
+
+        return side
+
+    sides = {
+        "sync": timed(_write_plainly, directory),
+        "fast": timed(fast.commit, _CHANGES),
+        "in a thread": timed(asyncio.to_thread, _write_all, directory),
     }
+    more_sides = {
+        "bare calls in a thread": timed(asyncio.to_thread, _write_barely, directory),
+        "durable": timed(durable.commit, _CHANGES),
+        "bare durable calls": timed(_write_durably, directory),
+        "one by one": timed(_write_one_by_one, directory),
+        "stepwise": timed(_write_stepwise, directory),
+    }
+    busy = {}
     with no_collection():
-        idle = await take_turns(sides, settings.repeats(40))
-        for name in ("stepwise", "bare calls", "one by one"):
-            del sides[name]
-        async with _busy_loop():
-            busy = await take_turns(sides, settings.repeats(10))
+        idle = await take_turns(sides | more_sides, settings.repeats(40))
+        for kind, work in (("callbacks", _compute), ("events", _handle_events)):
+            async with _busy_loop(work):
+                busy[kind] = await take_turns(sides, settings.repeats(20))
     await fast.aclose()
     await durable.aclose()
-    plain = "synchronous write + `os.replace`"
+    return _idle_rows(place, idle) + [
+        row for kind, seen in busy.items() for row in _busy_rows(place, kind, seen)
+    ]
+
+
+_PLAIN = "synchronous write + `os.replace`"
+
+
+def _idle_rows(place: str, seen: dict[str, list[float]]) -> list[Row]:
+    def row(what: str, against: str, ours: str, other: str, target: str = "") -> Row:
+        values = ratios(seen[ours], seen[other])
+        return Row(question=f"{what}, {place}", against=against, values=values, target=target)
+
+    fast, durable = "one file of 100, `durable=False`", "one file of 100, `durable=True`"
+    bare, stepwise = "the bare system calls in one hop", "one aiofiles call per step"
+    at_least = ">= 20" if place == "tmpfs" else ">= 6"
     return [
-        Row(
-            question=f"one file of 100, `durable=False`, {place}",
-            against=plain,
-            values=ratios(idle["fast"], idle["sync"]),
-            target="<= 1.1",
-        ),
-        Row(
-            question=f"one file of 100, `durable=False`, loop 90 % busy, {place}",
-            against=f"{plain}, on the same busy loop",
-            values=ratios(busy["fast"], busy["sync"]),
-            target="<= 1.6",
-        ),
-        Row(
-            question=f"one file of 100, `durable=False`, loop 90 % busy, {place}",
-            against=f"{plain}, in one hop beside the same busy loop",
-            values=ratios(busy["fast"], busy["in a thread"]),
-        ),
-        Row(
-            question=f"one file of 100, `durable=True`, {place}",
-            against=f"{plain}, not durable",
-            values=ratios(idle["durable"], idle["sync"]),
-            target="<= 1.8",
-        ),
-        Row(
-            question=f"one file of 100, `durable=True`, {place}",
-            against="the bare system calls in the same phases",
-            values=ratios(idle["durable"], idle["bare calls"]),
-        ),
-        Row(
-            question=f"one file of 100, `durable=True`, times faster, {place}",
-            against="each file written, synced and replaced on its own",
-            values=ratios(idle["one by one"], idle["durable"]),
-        ),
-        Row(
-            question=f"one file of 100, `durable=False`, times faster, {place}",
-            against="one aiofiles call per step",
-            values=ratios(idle["stepwise"], idle["fast"]),
-            target=">= 20" if place == "tmpfs" else ">= 6",
+        row(fast, _PLAIN, "fast", "sync", "<= 1.1"),
+        row(fast, bare, "fast", "bare calls in a thread"),
+        row(f"{fast}, times faster", stepwise, "stepwise", "fast", at_least),
+        row(f"{bare}, times faster", stepwise, "stepwise", "bare calls in a thread"),
+        row(durable, f"{_PLAIN}, not durable", "durable", "sync", "<= 1.8"),
+        row(durable, "the bare system calls, in the same phases", "durable", "bare durable calls"),
+        row(
+            f"{durable}, times faster",
+            "each file written, synced and replaced on its own",
+            *("one by one", "durable"),
         ),
         Row(
             question=f"the base: one synchronous file, {place}",
-            values=[value / _FILES * 1e6 for value in idle["sync"]],
+            values=[value / _FILES * 1e6 for value in seen["sync"]],
             unit="µs",
         ),
     ]
 
 
-async def _timed(write: Callable[..., Awaitable[object]], *arguments: object) -> float:
-    started = time.perf_counter()
-    await write(*arguments)
-    return time.perf_counter() - started
+def _busy_rows(place: str, kind: str, seen: dict[str, list[float]]) -> list[Row]:
+    busy = f"loop 90 % busy with {kind}, {place}"
+    return [
+        Row(
+            question=f"one file of 100, `durable=False`, {busy}",
+            against=_PLAIN,
+            values=ratios(seen["fast"], seen["sync"]),
+            target="<= 1.6",
+        ),
+        Row(
+            question=f"{_PLAIN} in one hop, {busy}",
+            against=_PLAIN,
+            values=ratios(seen["in a thread"], seen["sync"]),
+        ),
+    ]
 
 
 async def _write_plainly(directory: Path) -> None:
@@ -120,6 +136,16 @@ def _write_all(directory: Path) -> None:
         with open(temporary, "wb") as file:  # noqa: PTH123
             file.write(data)
         os.replace(temporary, path)  # noqa: PTH105
+
+
+def _write_barely(directory: Path) -> None:
+    """Make the system calls of a batch that is not durable and nothing else."""
+    for name, data in _CHANGES.items():
+        path = f"{directory}/barely-{name}.json"
+        file = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(file, data)
+        os.close(file)
+        os.replace(f"{path}.tmp", path)  # noqa: PTH105
 
 
 async def _write_durably(directory: Path) -> None:
@@ -163,25 +189,45 @@ async def _write_stepwise(directory: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _busy_loop() -> AsyncIterator[None]:
-    """Keep the loop working for 9 of every 10 milliseconds, in callbacks of 0.1."""
+async def _busy_loop(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Keep the loop working for 9 of every 10 milliseconds."""
 
-    async def work() -> None:
+    async def keep_working() -> None:
         while True:
             end = time.perf_counter() + 0.009
-            while (now := time.perf_counter()) < end:
-                while time.perf_counter() < now + 0.0001:
-                    pass
+            while time.perf_counter() < end:
+                await work()
                 await asyncio.sleep(0)
             await asyncio.sleep(0.001)
 
-    task = asyncio.create_task(work())
+    task = asyncio.create_task(keep_working())
     try:
         yield
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def _compute() -> None:
+    end = time.perf_counter() + 0.0001
+    while time.perf_counter() < end:
+        pass
+
+
+_EVENT = json.dumps({"op": 0, "s": 1, "t": "C2C_MESSAGE_CREATE", "d": {"content": "x" * 500}})
+_near, _far = socket.socketpair()
+_near.setblocking(False)
+_far.setblocking(False)
+
+
+async def _handle_events() -> None:
+    """Send an event and read and decode it, as often as a tenth of a millisecond has room for."""
+    loop = asyncio.get_running_loop()
+    end = time.perf_counter() + 0.0001
+    while time.perf_counter() < end:
+        await loop.sock_sendall(_near, _EVENT.encode())
+        json.loads(await loop.sock_recv(_far, 4096))
 
 
 if __name__ == "__main__":

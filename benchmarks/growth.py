@@ -33,7 +33,8 @@ def growth(settings: Settings) -> list[Row]:
                     values=[points[counts[-1]][name][0] / points[100][name][0]],
                 )
             )
-    PLOT.write_text(plot(series, x="accounts", y="µs per account"))
+    if not settings.quick:
+        PLOT.write_text(plot(series, x="accounts", y="µs per account"))
     return rows
 
 
