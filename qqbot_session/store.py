@@ -184,7 +184,7 @@ class AsyncSessionStore:
             account = self._due[state.account_id]
             last_seq = state.last_seq
             if (
-                type(state) is SessionState
+                isinstance(state, SessionState)
                 and last_seq is not None
                 and state.session_id == account.state.session_id  # type: ignore[union-attr]
             ):
@@ -201,7 +201,7 @@ class AsyncSessionStore:
             account = self._due[state.account_id]
             last_seq = state.last_seq
             if (
-                type(state) is SessionState
+                isinstance(state, SessionState)
                 and last_seq is not None
                 and state.session_id == account.state.session_id  # type: ignore[union-attr]
             ):
