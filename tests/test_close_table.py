@@ -59,8 +59,8 @@ class Bot:
 
     async def one_line(self) -> Next:
         connection, code = self.gateway.connect(), None
+        ws = await self.http.ws_connect(self.qq.ws_url)
         try:
-            ws = await self.http.ws_connect(self.qq.ws_url)
             async for message in ws:
                 event = connection.receive(message.json(), time.time())
                 if isinstance(event, Hello):
@@ -76,7 +76,7 @@ class Bot:
             await ws.close(code=4000)
             code = ws.close_code
         except (aiohttp.ClientError, OSError):
-            pass
+            await ws.close()
         rule = connection.closed(code)
         await self.store.record(self.gateway)
         await self.store.flush()

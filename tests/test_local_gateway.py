@@ -22,6 +22,7 @@ from qqbot_session.testing import LocalGateway, _emit_sample, main
 pytestmark = pytest.mark.real_time
 
 TIMEOUT = 5.0  # seconds, for anything that must come
+NO_PATIENCE = aiohttp.ClientWSTimeout(ws_close=0.01)  # seconds, with who does not answer a close
 C2C = "C2C_MESSAGE_CREATE"
 
 
@@ -31,6 +32,7 @@ class Bot:
     def __init__(self, http: aiohttp.ClientSession, gateway: LocalGateway) -> None:
         self.http, self.gateway = http, gateway
         self.ws: aiohttp.ClientWebSocketResponse
+        self.lines: list[aiohttp.ClientWebSocketResponse] = []
         self.token = ""
         self.session_id = ""
 
@@ -50,7 +52,8 @@ class Bot:
     async def connect(self) -> dict[str, Any]:
         if not self.token:
             await self.get_token()
-        self.ws = await self.http.ws_connect(self.gateway.ws_url)
+        self.ws = await self.http.ws_connect(self.gateway.ws_url, timeout=NO_PATIENCE)
+        self.lines.append(self.ws)
         return await self.receive()
 
     async def send(self, op: int, d: object = None) -> None:
@@ -99,14 +102,15 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield http
 
 
-@pytest.fixture
-def bot(http: aiohttp.ClientSession, gateway: LocalGateway) -> Bot:
-    return Bot(http, gateway)
+async def a_bot(http: aiohttp.ClientSession, gateway: LocalGateway) -> AsyncIterator[Bot]:
+    bot = Bot(http, gateway)
+    yield bot
+    for line in bot.lines:
+        await line.close()
 
 
-@pytest.fixture
-def other(http: aiohttp.ClientSession, gateway: LocalGateway) -> Bot:
-    return Bot(http, gateway)
+bot = pytest.fixture(a_bot, name="bot")
+other = pytest.fixture(a_bot, name="other")
 
 
 async def emit(gateway: LocalGateway, *contents: str) -> None:
