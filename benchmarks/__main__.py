@@ -2,9 +2,9 @@
 
     python -m benchmarks [--quick] [--disk DIRECTORY] [QUESTION ...]
 
-Every question runs in a process of its own. With some questions named, or with `--quick`, nothing
-is written, but for the plot by `growth`. Where the disk has no journal, root measures on an ext4
-with a journal that is made in a file on it.
+Every question runs in a process of its own. With some questions named nothing is written but the
+plot, by `growth`, and with `--quick` not even that. Where the disk has no journal, root measures
+on an ext4 with a journal that is made in a file on it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> int:
         parser.error(f"no such question: {', '.join(sorted(unknown))}")
     with journaled(options.disk or Path(tempfile.gettempdir())) as disk:
         text = _measure(options.questions or QUESTIONS, Settings(quick=options.quick, disk=disk))
-    if not options.quick and not options.questions:
-        RESULTS.write_text(text)
+        if not options.quick and not options.questions:
+            RESULTS.write_text(text)
     return 0
 
 

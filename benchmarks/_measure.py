@@ -128,8 +128,8 @@ def journaled(disk: Path) -> Iterator[Path]:
             file.truncate(4 << 30)  # sparse
         # All its tables now, so that nothing makes them while something is measured.
         tables = "lazy_itable_init=0,lazy_journal_init=0"
-        _run("mkfs.ext4", "-q", "-N", "400000", "-O", "has_journal", "-E", tables, image)
         try:
+            _run("mkfs.ext4", "-q", "-N", "400000", "-O", "has_journal", "-E", tables, image)
             _run("mount", "-o", "loop", image, place)
         except subprocess.CalledProcessError:
             yield disk
@@ -295,7 +295,8 @@ def file_system(directory: Path) -> str:
             best, device, kind = point, name, kind_here
     if kind != "ext4":
         return kind
-    if not any(entry.name.startswith(Path(device).name) for entry in _entries("/proc/fs/jbd2")):
+    journals = [entry.name.rpartition("-")[0] for entry in _entries("/proc/fs/jbd2")]
+    if Path(device).name not in journals:
         return "ext4, without a journal"
     return f"ext4, journaled{', on a loop device' if device.startswith('/dev/loop') else ''}"
 

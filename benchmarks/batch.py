@@ -94,7 +94,11 @@ def _idle_rows(place: str, seen: dict[str, list[float]]) -> list[Row]:
         row(f"{fast}, times faster", stepwise, "stepwise", "fast", at_least),
         row(f"{bare}, times faster", stepwise, "stepwise", "bare calls in a thread"),
         row(durable, f"{_PLAIN}, not durable", "durable", "sync", "<= 1.8"),
-        row(durable, "the bare system calls, in the same phases", "durable", "bare durable calls"),
+        row(
+            durable,
+            "the bare system calls, in the same phases, synced one after the other",
+            *("durable", "bare durable calls"),
+        ),
         row(
             f"{durable}, times faster",
             "each file written, synced and replaced on its own",

@@ -310,8 +310,6 @@ async def _memory(count: int) -> list[Row]:
     storage.go_on.set()
     await store.flush()
     await asyncio.sleep(debounce + 0.5)
-    for _ in range(10):  # asyncio's own set of all tasks gives its table back at the next tasks
-        await asyncio.create_task(asyncio.sleep(0))
     idle = weigh()
     tracemalloc.stop()
     await store.aclose()

@@ -48,7 +48,6 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 255  # bytes, on every file system in use
 _SCAN_BATCH = 128  # records per hop: about a millisecond of decoding on the loop
-_AT_ONCE = 128  # files that go through the phases of a write together, all open at once
 _MANY = 32  # files that keep a thread busy for a good part of a millisecond
 _SYNC_APART = 16  # files from which on threads are worth their start
 _SYNCERS = 4  # threads
@@ -93,6 +92,15 @@ def file_name(account_id: str) -> str:
 
 
 _Written = tuple[str, str, int]  # account id, temporary path, descriptor
+
+
+def _files_at_once() -> int:
+    """Return how many files a batch may have open: the bot needs descriptors for its own."""
+    limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else -1
+    return 128 if limit < 0 else max(1, min(128, limit // 8))
+
+
+_FILES_AT_ONCE = _files_at_once()
 
 
 class FileStorage:
@@ -244,7 +252,7 @@ class FileStorage:
         elif not self._has_directory():
             return failures  # nothing there to delete
         while written:
-            written = written[self._replace(written[:_AT_ONCE], failures) :]
+            written = written[self._replace(written[:_FILES_AT_ONCE], failures) :]
         try:
             self._remove_originals(changes, failures)
             for account_id, data in changes.items():

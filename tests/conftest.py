@@ -47,6 +47,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_ended)
         return future
 
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        self.clock.threads += 1  # it waits for one, up to a time-out
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self.clock.threads -= 1
+
     def _thread_ended(self, _: object) -> None:
         self.clock.threads -= 1
 

@@ -226,6 +226,14 @@ async def test_where_no_thread_can_be_started_every_file_is_synced_all_the_same(
     assert spy.names("fdatasync", "replace") == ["fdatasync"] * 40 + ["replace"] * 40
 
 
+@pytest.mark.parametrize(("limit", "at_once"), [(-1, 128), (10**6, 128), (256, 32), (4, 1)])
+def test_a_batch_leaves_most_descriptors_to_the_bot(
+    monkeypatch: pytest.MonkeyPatch, limit: int, at_once: int
+) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda _: limit, raising=False)
+    assert files._files_at_once() == at_once
+
+
 FEW_DESCRIPTORS = """
 import asyncio, resource, sys
 from qqbot_session import FileStorage
@@ -242,6 +250,7 @@ asyncio.run(main())
 
 
 @posix
+@pytest.mark.real_time
 async def test_a_batch_goes_to_the_disk_in_as_many_pieces_as_there_are_descriptors(
     directory: Path,
 ) -> None:

@@ -443,6 +443,25 @@ async def test_an_account_not_seen_yet_is_read_first_whatever_its_age(
     assert on_storage(storage).saved_at == store._clock()
 
 
+async def test_a_number_that_waited_for_a_read_is_not_the_next_sessions(
+    store: AsyncSessionStore, storage: FaultyStorage
+) -> None:
+    """Not even if the new session was written and went quiet before the read ended."""
+    # promise 6
+    storage.read_gate.clear()
+    load = asyncio.create_task(store.load("bot"))
+    await asyncio.sleep(0)
+    update = asyncio.create_task(store.update_last_seq("bot", 1000))  # waits for the same read
+    await asyncio.sleep(0)
+    await store.save(a_state(session_id="new", last_seq=1))
+    asyncio.get_running_loop().call_later(WINDOW, load.cancel)  # as the account's task ends
+    await asyncio.sleep(2 * WINDOW)
+    storage.read_gate.set()
+    await update
+    await store.flush()
+    assert (on_storage(storage).session_id, on_storage(storage).last_seq) == ("new", 1)
+
+
 async def test_a_record_is_stamped_when_it_is_encoded(
     store: AsyncSessionStore, storage: FaultyStorage, clock: WallClock
 ) -> None:
