@@ -104,6 +104,7 @@ def _summary(rows: list[Row], seconds: float) -> str:
     judged = [row for row in rows if row.met is not None]
     missed = [
         f"- {row.question}{f' against {row.against}' if row.against else ''}"
+        f"{f': {row.bound}' if row.bound else ''}"
         for row in judged
         if not row.met
     ]

@@ -57,6 +57,7 @@ class Row:
         unit: of the values; `TIMES` is a ratio.
         target: such as `<= 1.5`; empty for a figure that is only reported.
         note: what a reader must know; alone, why there are no values.
+        bound: what keeps the target from being met where it is missed.
     """
 
     question: str
@@ -65,6 +66,7 @@ class Row:
     unit: str = TIMES
     target: str = ""
     note: str = ""
+    bound: str = ""
 
     @property
     def median(self) -> float:

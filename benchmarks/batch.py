@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import socket
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,7 +23,17 @@ from qqbot_session import FileStorage
 from qqbot_session.state import encode
 
 from . import _stepwise
-from ._measure import Row, Settings, account_ids, main, no_collection, ratios, state, take_turns
+from ._measure import (
+    TIMES,
+    Row,
+    Settings,
+    account_ids,
+    main,
+    no_collection,
+    ratios,
+    state,
+    take_turns,
+)
 
 _sync = getattr(os, "fdatasync", os.fsync)
 _FILES = 100
@@ -81,19 +92,27 @@ _PLAIN = "synchronous write + `os.replace`"
 
 
 def _idle_rows(place: str, seen: dict[str, list[float]]) -> list[Row]:
-    def row(what: str, against: str, ours: str, other: str, target: str = "") -> Row:
+    def row(
+        what: str, against: str, ours: str, other: str, target: str = "", bound: str = ""
+    ) -> Row:
         values = ratios(seen[ours], seen[other])
-        return Row(question=f"{what}, {place}", against=against, values=values, target=target)
+        question = f"{what}, {place}"
+        return Row(question=question, against=against, values=values, target=target, bound=bound)
 
     fast, durable = "one file of 100, `durable=False`", "one file of 100, `durable=True`"
     bare, stepwise = "the bare system calls in one hop", "one aiofiles call per step"
+    bare_calls = "bare calls in a thread"
     at_least = ">= 20" if place == "tmpfs" else ">= 6"
+    calls = f"the system calls alone, in one hop, manage {_median(seen, 'stepwise', bare_calls)}"
+    flushes = f"the disk: one sync after the other, {_median(seen, 'bare durable calls', 'sync')}"
+    if place == "tmpfs":
+        flushes = "threads that sync are started in vain"
     return [
         row(fast, _PLAIN, "fast", "sync", "<= 1.1"),
-        row(fast, bare, "fast", "bare calls in a thread"),
-        row(f"{fast}, times faster", stepwise, "stepwise", "fast", at_least),
-        row(f"{bare}, times faster", stepwise, "stepwise", "bare calls in a thread"),
-        row(durable, f"{_PLAIN}, not durable", "durable", "sync", "<= 1.8"),
+        row(fast, bare, "fast", bare_calls),
+        row(f"{fast}, times faster", stepwise, "stepwise", "fast", at_least, calls),
+        row(f"{bare}, times faster", stepwise, "stepwise", bare_calls),
+        row(durable, f"{_PLAIN}, not durable", "durable", "sync", "<= 1.8", flushes),
         row(
             durable,
             "the bare system calls, in the same phases, synced one after the other",
@@ -112,6 +131,10 @@ def _idle_rows(place: str, seen: dict[str, list[float]]) -> list[Row]:
     ]
 
 
+def _median(seen: dict[str, list[float]], side: str, other: str) -> str:
+    return f"{statistics.median(ratios(seen[side], seen[other])):.3g}{TIMES}"
+
+
 def _busy_rows(place: str, kind: str, seen: dict[str, list[float]]) -> list[Row]:
     busy = f"loop 90 % busy with {kind}, {place}"
     return [
@@ -120,6 +143,8 @@ def _busy_rows(place: str, kind: str, seen: dict[str, list[float]]) -> list[Row]
             against=_PLAIN,
             values=ratios(seen["fast"], seen["sync"]),
             target="<= 1.6",
+            bound="a thread wins the interpreter lock back after every system call; "
+            f"the plain writes, in one hop, {_median(seen, 'in a thread', 'sync')}",
         ),
         Row(
             question=f"{_PLAIN} in one hop, {busy}",
