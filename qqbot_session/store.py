@@ -17,11 +17,10 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from operator import attrgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .commit import Account, GroupCommit, WriteDetails
 from .errors import InvalidRecordError, SessionWriteError, StoreClosedError
@@ -44,6 +43,9 @@ if TYPE_CHECKING:  # who has no gateway session need not import it
 _log = logging.getLogger("qqbot_session")
 
 _LEFT_OVER_AGE = 3600.0  # seconds
+_PIECE = 1000  # accounts
+
+_T = TypeVar("_T")
 
 
 class AsyncSessionStore:
@@ -279,11 +281,16 @@ class AsyncSessionStore:
         self._check_open()
         with self._commit.reading() as before:
             found = await self._find_all(before)
-        sessions = [state for state in found if state is not None and state.resumable]
-        if not include_expired:
-            now = self._clock()
-            sessions = [state for state in sessions if not self._is_expired(state, now)]
-        return sorted(sessions, key=attrgetter("account_id"))
+        now = self._clock()
+        sessions = []
+        async for account_ids in _in_pieces(sorted(found)):
+            for account_id in account_ids:
+                state = found[account_id]
+                if state is None or not state.resumable:
+                    continue
+                if include_expired or not self._is_expired(state, now):
+                    sessions.append(state)
+        return sessions
 
     async def cleanup(self) -> int:
         """Remove expired and corrupt records, and left-overs of interrupted writes.
@@ -380,7 +387,7 @@ class AsyncSessionStore:
         self._commit.change(account_id, account.state, max(account.last_seq, last_seq))
         return True
 
-    async def _find_all(self, before: int) -> Iterable[SessionState | None]:
+    async def _find_all(self, before: int) -> dict[str, SessionState | None]:
         """Return the newest state of every account; `before` as given by `reading`."""
         unsaved = {account.id for account in self._commit.unsaved()}
         found: dict[str, SessionState | None] = {}
@@ -410,9 +417,10 @@ class AsyncSessionStore:
             self._listings = [read for read in self._listings if read is not read_meanwhile]
         for account_id in read_again:
             found[account_id], _ = await self._newest(account_id)
-        for account in filter(is_newer, self._accounts.values()):
-            found[account.id] = self._pending(account)
-        return found.values()
+        async for accounts in _in_pieces(list(self._accounts.values())):
+            for account in filter(is_newer, accounts):
+                found[account.id] = self._pending(account)
+        return found
 
     async def _newest(self, account_id: str) -> tuple[SessionState | None, bytes | None]:
         """Return the account's state, and the record if it was read from storage."""
@@ -519,6 +527,14 @@ def _is_other(state: SessionState, asked: dict[str, Any]) -> bool:
         value is not None and getattr(state, name) not in (None, value)
         for name, value in asked.items()
     )
+
+
+async def _in_pieces(items: list[_T]) -> AsyncIterator[list[_T]]:
+    """Yield the items in pieces that take less than a millisecond; let the loop in between."""
+    for start in range(0, len(items), _PIECE):
+        if start:
+            await asyncio.sleep(0)
+        yield items[start : start + _PIECE]
 
 
 def _check_seconds(name: str, value: object) -> None:

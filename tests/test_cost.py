@@ -98,3 +98,22 @@ async def test_a_load_is_one_hop_and_all_records_are_few(directory: Path, made: 
         assert len(await store.load_all()) == 1000
         assert made.count("run_in_executor") <= 1 + 1000 // 64
     await storage.aclose()
+
+
+async def test_a_listing_of_thousands_lets_the_loop_in() -> None:
+    ids = [f"bot-{number}" for number in range(5000)]
+    storage = MemoryStorage({account_id: encode(a_state(account_id)) for account_id in ids})
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with AsyncSessionStore(storage, max_age=None) as store:
+        counting = asyncio.create_task(count())
+        sessions = await store.load_all()
+        counting.cancel()
+    assert [state.account_id for state in sessions] == sorted(ids)
+    assert turns >= 8
