@@ -113,6 +113,8 @@ class FileStorage:
             on macOS, as far as `os.fsync` goes on Windows. `False` still is atomic, and survives
             the end of the process at any moment.
 
+    A commit has many files open at once, at most 128 and an eighth of what the process may have.
+
     Raises:
         TypeError, ValueError: `directory` cannot be a path.
     """
