@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 760, 430
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 300, 20, 50  # margins
+_WIDTH, _HEIGHT = 840, 430
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 380, 20, 50  # margins
 _COLOURS = ("#2f81f7", "#d29922", "#3fb950", "#db61a2")
 _DASHES = ("", "7 4", "2 3", "8 3 2 3")
 
