@@ -17,6 +17,7 @@ import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from qqbot_session import FileStorage
@@ -78,9 +79,14 @@ async def _measure(settings: Settings, place: str, directory: Path) -> list[Row]
     busy = {}
     with no_collection():
         idle = await take_turns(sides | more_sides, settings.repeats(40))
-        for kind, work in (("callbacks", _compute), ("events", _handle_events)):
-            async with _busy_loop(work):
-                busy[kind] = await take_turns(sides, settings.repeats(20))
+        async with _busy_loop(_compute):
+            busy["callbacks"] = await take_turns(sides, settings.repeats(20))
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            far.setblocking(False)
+            async with _busy_loop(partial(_handle_events, near, far)):
+                busy["events"] = await take_turns(sides, settings.repeats(20))
     await fast.aclose()
     await durable.aclose()
     return _idle_rows(place, idle) + [
@@ -245,18 +251,15 @@ async def _compute() -> None:
 
 
 _EVENT = json.dumps({"op": 0, "s": 1, "t": "C2C_MESSAGE_CREATE", "d": {"content": "x" * 500}})
-_near, _far = socket.socketpair()
-_near.setblocking(False)
-_far.setblocking(False)
 
 
-async def _handle_events() -> None:
+async def _handle_events(near: socket.socket, far: socket.socket) -> None:
     """Send an event and read and decode it, as often as a tenth of a millisecond has room for."""
     loop = asyncio.get_running_loop()
     end = time.perf_counter() + 0.0001
     while time.perf_counter() < end:
-        await loop.sock_sendall(_near, _EVENT.encode())
-        json.loads(await loop.sock_recv(_far, 4096))
+        await loop.sock_sendall(near, _EVENT.encode())
+        json.loads(await loop.sock_recv(far, 4096))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,8 @@ class Run:
 def fleet(settings: Settings) -> list[Row]:
     """What does a fleet of 10,000 and of 100,000 accounts cost?"""
     with contextlib.suppress(ValueError, OSError):  # one aiofiles call per step opens them all
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1:] * 2
-        )
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     rows = asyncio.run(_memory(10_000 if settings.quick else 100_000))
     with temporary_directory(settings.disk) as directory:
         rows += asyncio.run(_ten_thousand(settings, directory))

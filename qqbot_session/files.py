@@ -325,6 +325,8 @@ class FileStorage:
     def _replace(self, records: Sequence[tuple[str, bytes]], failures: dict[str, Exception]) -> int:
         """Write the records in phases; what fails is left out of the next phase.
 
+        What is done for every file has a plain `try`: with `_collect` it takes a twelfth longer.
+
         Returns:
             How many were attempted: fewer than all where there are no descriptors for them.
         """
@@ -341,10 +343,10 @@ class FileStorage:
             if account_id not in failures:
                 try:
                     os.replace(path, self._path(file_name(account_id)))
-                    continue
                 except OSError as error:
                     failures[account_id] = error
-            _try_to_unlink(path)
+            if account_id in failures:
+                _try_to_unlink(path)
         return attempted
 
     def _write(

@@ -65,7 +65,7 @@ def test_a_driver_is_under_30_lines(driver: str) -> None:
 
 
 @pytest.mark.real_time
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*Connection.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("driver", ["run_with_aiohttp", "run_with_websockets"])
 async def test_a_driver_handles_every_event_once_through_drops_and_closes(
     driver: str, tmp_path: Path
