@@ -9,9 +9,9 @@ from .errors import (
     StoreClosedError,
     WrongEventLoopError,
 )
-from .files import FileStorage
 from .state import SessionState
-from .storage import MemoryStorage, Storage
+from .storages.base import MemoryStorage, Storage
+from .storages.files import FileStorage
 from .store import AsyncSessionStore
 
 __all__ = [

@@ -29,7 +29,7 @@ from typing import Any
 
 from .errors import StoreClosedError, WrongEventLoopError
 from .state import SessionState, encode
-from .storage import Storage
+from .storages.base import Storage
 
 _log = logging.getLogger("qqbot_session")
 

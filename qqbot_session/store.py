@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .commit import Account, GroupCommit, WriteDetails
 from .errors import InvalidRecordError, SessionWriteError, StoreClosedError
-from .files import FileStorage
 from .state import (
     MAX_INTEGER,
     SessionState,
@@ -35,7 +34,8 @@ from .state import (
     check_shard,
     decode,
 )
-from .storage import Storage
+from .storages.base import Storage
+from .storages.files import FileStorage
 
 if TYPE_CHECKING:  # who has no gateway session need not import it
     from .gateway import GatewaySession

@@ -1,8 +1,8 @@
 """Crashes and faults at every step of the write path, for the tests that prove promise 7 to 9.
 
-`Tap` stands between `qqbot_session.files` and `os`, so that a test can record each system call,
-refuse it, or end the process there. `ForkServer` runs one scenario of the write path after the
-other, each in a fresh process, within milliseconds.
+`Tap` stands between `qqbot_session.storages.files` and `os`, so that a test can record each
+system call, refuse it, or end the process there. `ForkServer` runs one scenario of the write path
+after the other, each in a fresh process, within milliseconds.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qqbot_session import AsyncSessionStore, SessionState, files
-from qqbot_session.files import file_name, original_name
+from qqbot_session import AsyncSessionStore, SessionState
 from qqbot_session.state import encode
+from qqbot_session.storages import files
+from qqbot_session.storages.files import file_name, original_name
 
 PROGRAMS = Path(__file__).parent / "programs"
 NOW = 1_700_000_000.0  # the wall clock of every scenario; seconds

@@ -20,7 +20,7 @@ _DIRECTORY = -1  # in place of an inode
 
 
 class Disk:
-    """Records the calls of `qqbot_session.files` as a `crash.Tap` sees them.
+    """Records the calls of `qqbot_session.storages.files` as a `crash.Tap` sees them.
 
     Args:
         root: everything in it is on the disk already.

@@ -17,7 +17,6 @@ import aiohttp
 import pytest
 
 from qqbot_session import AsyncSessionStore, SessionState
-from qqbot_session.files import FileStorage
 from qqbot_session.gateway import (
     Dispatch,
     GatewaySession,
@@ -27,6 +26,7 @@ from qqbot_session.gateway import (
     Reconnect,
 )
 from qqbot_session.state import decode
+from qqbot_session.storages.files import FileStorage
 from qqbot_session.testing import LocalGateway
 
 pytestmark = pytest.mark.real_time

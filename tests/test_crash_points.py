@@ -1,7 +1,7 @@
 """Kill, refuse or cut short every single call of the write path, and look at what is left.
 
-The quick part does it between `qqbot_session.files` and `os`, the slow part between the process and
-the kernel, with strace. `SCENARIOS` in `crash.py` says what is done to which directory.
+The quick part does it between `qqbot_session.storages.files` and `os`, the slow part between the
+process and the kernel, with strace. `SCENARIOS` in `crash.py` says what is done to which directory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from crash import (
     loaded,
 )
 
-from qqbot_session import FileStorage, files
+from qqbot_session import FileStorage
+from qqbot_session.storages import files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 from conftest import WallClock
 
-from qqbot_session import AsyncSessionStore, FileStorage, SessionState, files
-from qqbot_session.files import file_name
+from qqbot_session import AsyncSessionStore, FileStorage, SessionState
 from qqbot_session.state import encode
+from qqbot_session.storages import files
+from qqbot_session.storages.files import file_name
 
 pytestmark = pytest.mark.timeout(60)  # for what would hang on a FIFO
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX only")
@@ -33,7 +34,7 @@ LEFT_OVER = ".qqbot-session-0123456789abcdef-0.tmp"
 
 
 class SpiedOs:
-    """Stands for `os` inside `qqbot_session.files`: takes notes, and does what a test says.
+    """Stands for `os` inside `storages.files`: takes notes, and does what a test says.
 
     Attributes:
         calls: `(name, arguments)` of every system call, in order.

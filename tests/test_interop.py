@@ -18,8 +18,8 @@ import pytest
 from conftest import WallClock
 
 from qqbot_session import AsyncSessionStore, FileStorage, SessionState
-from qqbot_session.files import file_name, original_name
 from qqbot_session.state import decode, encode
+from qqbot_session.storages.files import file_name, original_name
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "original").glob("*.json"))
 UUID = "5f1c9e0d-7a3b-4c22-9a51-0d3e8f6b2c11"

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from qqbot_session.testing import LocalGateway, _emit_sample, main
+from qqbot_session.testing.gateway import LocalGateway, _emit_sample, main
 
 pytestmark = pytest.mark.real_time
 

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from crash import Tap, a_state
 
-from qqbot_session import AsyncSessionStore, SessionWriteError, files
+from qqbot_session import AsyncSessionStore, SessionWriteError
 from qqbot_session.state import decode
+from qqbot_session.storages import files
 
 ACCOUNTS = [f"bot-{number}" for number in range(2)] + ["bot.dotted"]
 _FAULTY = frozenset({"open", "write", "fdatasync", "fsync", "replace", "mkdir", "unlink"})

@@ -23,9 +23,9 @@ import aiohttp
 import pytest
 
 from qqbot_session import AsyncSessionStore, GatewayProtocolError, SessionState
-from qqbot_session.files import FileStorage
 from qqbot_session.gateway import Dispatch, GatewaySession, Hello, Ready, Unknown
 from qqbot_session.state import decode
+from qqbot_session.storages.files import FileStorage
 from qqbot_session.testing import LocalGateway
 
 pytestmark = pytest.mark.real_time

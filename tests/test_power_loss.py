@@ -15,9 +15,10 @@ import pytest
 from crash import NOW, SCENARIOS, Scenario, Tap, a_state, a_store, loaded
 from disk import Disk, Ruins
 
-from qqbot_session import FileStorage, SessionState, files
-from qqbot_session.files import file_name, original_name
+from qqbot_session import FileStorage, SessionState
 from qqbot_session.state import encode
+from qqbot_session.storages import files
+from qqbot_session.storages.files import file_name, original_name
 
 Allowed = Mapping[str, set[SessionState | None]]
 

@@ -22,8 +22,9 @@ import pytest
 from crash import Tap, a_state, age, end_programs, finish, left_overs, start, turns_until, until
 from faults import FaultyStorage
 
-from qqbot_session import AsyncSessionStore, WrongEventLoopError, files
+from qqbot_session import AsyncSessionStore, WrongEventLoopError
 from qqbot_session.state import decode
+from qqbot_session.storages import files
 
 NEWEST = 7
 

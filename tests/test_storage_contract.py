@@ -15,7 +15,7 @@ import pytest
 
 from qqbot_session import FileStorage, MemoryStorage, Storage
 from qqbot_session.state import MAX_RECORD_BYTES
-from qqbot_session.storage import READ_LIMIT
+from qqbot_session.storages.base import READ_LIMIT
 
 Opener = Callable[[], Storage]
 

@@ -35,8 +35,8 @@ from typing import ParamSpec, TypeVar
 
 import aiofiles.os
 
-from .state import account_of
-from .storage import READ_LIMIT
+from ..state import account_of
+from .base import READ_LIMIT
 
 if sys.platform == "darwin":
     import fcntl

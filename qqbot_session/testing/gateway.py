@@ -20,8 +20,6 @@ Rules:
 Not modelled: intents are recorded and not applied, `max_concurrency` is told and not enforced,
 and `remaining` does not refill. Frames and close codes follow the bot-docs (event-emit.md,
 opcode.md, websocket.md); the codes 4003 to 4005 follow botgo's errs/err.go.
-
-`python -m qqbot_session.testing` runs one by hand. Needs `pip install "qqbot_session[testing]"`.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ __all__ = ["Client", "Delivery", "Heartbeat", "Identify", "LocalGateway", "Resum
 Shard = tuple[int, int]
 Party = Literal["client", "gateway"]
 
-_log = logging.getLogger("qqbot_session.testing")  # not __name__, which may be __main__
+_log = logging.getLogger("qqbot_session.testing")
 
 _PATIENCE = 2.0  # heartbeat intervals without a heartbeat until a line is closed
 _GOODBYE = 1.0  # seconds a client has to answer a close frame
@@ -972,7 +970,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(options.port, options.heartbeat, options.every))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol, runtime_checkable
 
-from .state import MAX_RECORD_BYTES
+from ..state import MAX_RECORD_BYTES
 
 READ_LIMIT = MAX_RECORD_BYTES + 1
 """Bytes any read returns at most: one more than a record may have, so that it shows."""
