@@ -34,8 +34,7 @@ from .state import (
     check_shard,
     decode,
 )
-from .storages.base import Storage
-from .storages.files import FileStorage
+from .storages import Storage, storage_of
 
 if TYPE_CHECKING:  # who has no gateway session need not import it
     from .gateway import GatewaySession
@@ -91,7 +90,7 @@ class AsyncSessionStore:
             raise TypeError(f"on_write must be callable, not {on_write!r}")
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
-        self._storage = _storage_of(storage)
+        self._storage = storage_of(storage)
         self._owns_storage = self._storage is not storage
         self._max_age = max_age
         self._clock = clock
@@ -542,16 +541,3 @@ def _check_seconds(name: str, value: object) -> None:
         raise TypeError(f"{name} must be seconds as a float, not {value!r}")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be finite and not negative, not {value!r}")
-
-
-def _storage_of(storage: object) -> Storage:
-    if storage is None:
-        home = os.environ.get("HOME") or "/tmp"  # as the original
-        return FileStorage(os.path.join(home, ".openclaw", "qqbot", "sessions"))  # noqa: PTH118
-    if isinstance(storage, str) and ("://" in storage or storage.startswith("sqlite:")):
-        raise ValueError(f"no storage claims {storage!r}; a directory is a plain path")
-    if isinstance(storage, str | os.PathLike):
-        return FileStorage(storage)
-    if isinstance(storage, Storage):
-        return storage
-    raise TypeError(f"storage must be a directory or a Storage, not {storage!r}")
