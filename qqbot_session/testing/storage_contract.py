@@ -1,0 +1,310 @@
+"""What every `Storage` must do, as checks for the storage you wrote.
+
+    import asyncio, pytest
+    from qqbot_session.testing.storage_contract import CHECKS
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_my_storage_keeps_the_contract(check, tmp_path):
+        asyncio.run(check(lambda: MyStorage(tmp_path / "records")))
+
+A check is a coroutine function. It takes a function that opens your storage: each call makes
+another storage object on the same records, of which there are none when the check begins. The
+check closes what it opened; a failure is an `AssertionError`. Nothing but the standard library is
+needed, and no plugin: any test runner will do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import wraps
+
+from ..state import MAX_RECORD_BYTES
+from ..storages.base import READ_LIMIT, Storage
+
+__all__ = ["CHECKS", "ODD_IDS", "Check", "Opener"]
+
+Opener = Callable[[], Storage]
+Check = Callable[[Opener], Awaitable[None]]
+
+CHECKS: list[Check] = []
+"""Every check of the `Storage` contract."""
+
+ODD_IDS = [
+    *("default", "DEFAULT", "Default", "a.b", "a_b", "a-b", "a/b", "a\\b", "a b", "a:b", "a\nb"),
+    *(".", "..", "...", "/", "../../escape", "/etc/passwd", "~", "-", "_", "__", "%00", "*", "?"),
+    *("session-a.json", "session-a", ".json", "a.json", ".qqbot-session-0-0.tmp", "CON", "nul"),
+    *("é", "e\u0301", "中文", "机器人", "😀", "😀😀", "\U0010ffff", "\x01", "\x7f", "\u2028"),
+    *("\ufeff", "x" * 241, "x" * 243, "x" * 10_000, "x" * 9_999 + "y", "x" * 9_999 + "Y"),
+    *("中" * 10_000, "😀" * 10_000, "%E4%B8%AD", "%e4%b8%ad", "a%2Fb", "}a", "{a}", "{", "}{"),
+    *("$HOME", "a*", "KEYS", "'; DROP TABLE", '"', "0", "00", "1e3", "null", "None", "a:lease"),
+]
+"""Account ids that no storage may mix up, drop or let out of its place."""
+
+
+@asynccontextmanager
+async def _closing(open_storage: Opener) -> AsyncIterator[Opener]:
+    """Give an opener whose storages are closed at the end."""
+    opened: list[Storage] = []
+
+    def open_another() -> Storage:
+        opened.append(open_storage())
+        return opened[-1]
+
+    try:
+        yield open_another
+    finally:
+        for storage in opened:
+            await storage.aclose()
+
+
+def _listed_in(checks: list[Check]) -> Callable[[Check], Check]:
+    """Add a check to a list, closing what it opens."""
+
+    def add(check: Check) -> Check:
+        @wraps(check)
+        async def run(open_storage: Opener) -> None:
+            async with _closing(open_storage) as open_another:
+                await check(open_another)
+
+        checks.append(run)
+        return run
+
+    return add
+
+
+_check = _listed_in(CHECKS)
+
+
+async def _contents(storage: Storage) -> list[bytes]:
+    return sorted([data async for _, data in storage.scan()])
+
+
+async def _key_of(storage: Storage, data: bytes) -> str:
+    (key,) = [key async for key, found in storage.scan() if found == data]
+    return key
+
+
+@_check
+async def it_is_a_storage(open_storage: Opener) -> None:
+    assert isinstance(open_storage(), Storage)
+
+
+@_check
+async def what_is_not_there_is_none_and_no_error(open_storage: Opener) -> None:
+    """Reading, deleting, discarding and sweeping find nothing, also before the first write."""
+    storage = open_storage()
+    assert await storage.read("missing") is None
+    assert await _contents(storage) == []
+    assert await storage.commit({"missing": None}) == {}
+    assert await storage.discard("missing", b"x") is False
+    assert await storage.sweep(0.0) == 0
+    assert await storage.commit({}) == {}
+    assert await _contents(storage) == []
+
+
+@_check
+async def what_is_committed_is_read_replaced_and_deleted(open_storage: Opener) -> None:
+    """By another storage object on the same records as well."""
+    storage, other = open_storage(), open_storage()
+    for data in (b'{"a": 1}', b"", b"longer than before, then short", b"\0\xff", b"x"):
+        assert await storage.commit({"a": data}) == {}
+        assert await storage.read("a") == await other.read("a") == data
+        assert await _contents(storage) == await _contents(other) == [data]
+    assert await other.commit({"a": None}) == {}
+    assert await storage.read("a") is None
+    assert await _contents(storage) == []
+
+
+@_check
+async def one_batch_writes_and_deletes(open_storage: Opener) -> None:
+    storage = open_storage()
+    await storage.commit({"a": b"a1", "b": b"b1", "c": b"c1"})
+    assert await storage.commit({"a": None, "b": b"b2", "d": b"d1", "missing": None}) == {}
+    assert await _contents(storage) == [b"b2", b"c1", b"d1"]
+    assert [await storage.read(name) for name in "abcd"] == [None, b"b2", b"c1", b"d1"]
+
+
+@_check
+async def no_two_ids_share_a_record(open_storage: Opener) -> None:
+    """Dots, slashes, case, Chinese, astral characters, ten thousand of them."""  # promise 12
+    storage, again = open_storage(), open_storage()
+    batch = {id_: id_.encode() for id_ in ODD_IDS}
+    assert await storage.commit(batch) == {}
+    for id_, data in batch.items():
+        assert await again.read(id_) == data, id_[:50]
+    assert await _contents(again) == sorted(batch.values())
+    kept = set(ODD_IDS[1::2])
+    assert await storage.commit(dict.fromkeys(ODD_IDS[::2])) == {}
+    assert await _contents(storage) == sorted(id_.encode() for id_ in kept)
+    for id_ in ODD_IDS:
+        assert await storage.discard(id_, id_.encode()) is (id_ in kept), id_[:50]
+    assert await _contents(storage) == []
+
+
+@_check
+async def a_batch_of_any_length_is_written_whole(open_storage: Opener) -> None:
+    storage = open_storage()
+    for number in (1, 63, 64, 65, 300, 301):
+        batch = {f"account-{index}": f"{index}".encode() for index in range(number)}
+        assert await storage.commit(batch) == {}
+        assert await _contents(storage) == sorted(batch.values())
+        assert await storage.commit(dict.fromkeys(batch)) == {}
+        assert await _contents(storage) == []
+
+
+@_check
+async def reading_is_bounded_to_one_byte_more_than_a_record(open_storage: Opener) -> None:
+    """So an oversize record shows, and can be discarded as what was read of it."""  # promise 14
+    assert READ_LIMIT == MAX_RECORD_BYTES + 1
+    storage = open_storage()
+    for length in (READ_LIMIT - 1, READ_LIMIT, READ_LIMIT + 1, 3_000_000):
+        await storage.commit({"large": b"x" * length})
+        data = await storage.read("large")
+        assert data == b"x" * min(length, READ_LIMIT), length
+        assert await _contents(storage) == [data]
+        assert await storage.discard("large", data[:-1]) is False
+        assert await storage.discard("large", data) is True
+        assert await storage.read("large") is None
+
+
+@_check
+async def discard_deletes_only_what_was_judged(open_storage: Opener) -> None:
+    """A compare-and-delete, by account id or by a key of `scan`."""  # promise 13
+    storage, other = open_storage(), open_storage()
+    for account_id in ("plain", "a.b", "../机器人", "x" * 10_000):
+        for by_scan_key in (True, False):
+            await storage.commit({account_id: b"old", "bystander": b"bystander"})
+            key = await _key_of(storage, b"old") if by_scan_key else account_id
+            for judged in (b"ol", b"older", b"", b"OLD", b"bystander"):
+                assert await storage.discard(key, judged) is False
+            await other.commit({account_id: b"renewed"})
+            assert await storage.discard(key, b"old") is False
+            assert await storage.read(account_id) == b"renewed"
+            assert await storage.discard(key, b"renewed") is True
+            assert await storage.discard(key, b"renewed") is False
+            assert await storage.read(account_id) is None
+            assert await _contents(storage) == [b"bystander"]
+
+
+@_check
+async def an_empty_record_is_one_and_can_be_discarded(open_storage: Opener) -> None:
+    storage = open_storage()
+    await storage.commit({"a": b""})
+    assert await storage.read("a") == b""
+    assert await storage.discard(await _key_of(storage, b""), b"") is True
+    assert await storage.read("a") is None
+
+
+@_check
+async def of_two_discards_at_once_one_deletes(open_storage: Opener) -> None:
+    storage, other = open_storage(), open_storage()
+    await storage.commit({"a": b"old"})
+    deleted = await asyncio.gather(*[s.discard("a", b"old") for s in (storage, other) * 5])
+    assert deleted.count(True) == 1
+    assert await _contents(storage) == []
+
+
+@_check
+async def commits_take_effect_in_the_order_of_their_calls(open_storage: Opener) -> None:
+    storage = open_storage()
+    for first, last in ((b"1", b"2"), (b"1", None), (None, b"2")):
+        async with asyncio.TaskGroup() as group:
+            for data in (first, last) * 10:
+                group.create_task(_commit(storage, {"a": data, "b": data}))
+        assert await storage.read("a") == await storage.read("b") == last
+
+
+async def _commit(storage: Storage, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+    return await storage.commit(changes)
+
+
+@_check
+async def the_order_holds_when_callers_are_cancelled(open_storage: Opener) -> None:
+    """A cancelled commit has taken effect before the next one or never does."""  # promise 9
+    storage = open_storage()
+    for steps in range(8):
+        cancelled = []
+        for index in range(8):
+            batch = {f"{account}": b"stale-%d" % index for account in range(50)}
+            cancelled.append(asyncio.ensure_future(storage.commit(batch)))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            cancelled[-1].cancel()
+        assert await storage.commit({"0": b"newest", "1": None}) == {}
+        await asyncio.wait(cancelled)
+        assert await storage.read("0") == b"newest"
+        assert await storage.read("1") is None
+        await storage.commit({"last": b"one more"})  # whatever is queued has run now
+        assert await storage.read("0") == b"newest"
+        assert await storage.read("1") is None
+
+
+@_check
+async def a_reader_meets_no_record_that_is_half_written(open_storage: Opener) -> None:
+    """At every moment `read` and `scan` see an old or a newer complete one."""  # promise 7
+    storage, other = open_storage(), open_storage()
+    complete = [b"%d" % digit * 40_000 for digit in range(10)]
+    await storage.commit({"a.b": complete[0]})
+    writes = [asyncio.ensure_future(storage.commit({"a.b": data})) for data in complete]
+    while not all(write.done() for write in writes):
+        await asyncio.sleep(0)
+        assert await other.read("a.b") in complete
+        assert all([data in complete async for _, data in other.scan()])
+    assert await other.read("a.b") == complete[-1]
+
+
+@_check
+async def scanning_bears_with_records_that_come_and_go(open_storage: Opener) -> None:
+    storage, other = open_storage(), open_storage()
+    batch = {f"a{index}": b"%d" % index for index in range(300)}
+    await storage.commit(batch)
+    seen: list[bytes] = []
+    async for _, data in storage.scan():
+        if not seen:
+            await other.commit(dict.fromkeys(batch) | {"late": b"late"})
+        seen.append(data)
+    assert set(seen) <= {*batch.values(), b"late"}
+    assert len(seen) == len(set(seen)), "a record was listed twice"
+    assert await _contents(storage) == [b"late"]
+
+
+@_check
+async def a_scan_that_is_broken_off_leaves_nothing_behind(open_storage: Opener) -> None:
+    storage = open_storage()
+    await storage.commit({f"a{index}": b"x" for index in range(200)})
+    records = storage.scan()
+    async for _ in records:
+        break
+    await records.aclose()  # type: ignore[attr-defined]
+    assert await storage.commit({"a0": None}) == {}
+    assert len(await _contents(storage)) == 199
+
+
+@_check
+async def sweeping_takes_no_record(open_storage: Opener) -> None:
+    storage = open_storage()
+    await storage.commit({"a": b"a", "a.b": b"a.b"})
+    assert await storage.sweep(0.0) == 0
+    assert await _contents(storage) == [b"a", b"a.b"]
+
+
+@_check
+async def closing_keeps_the_records_and_can_be_repeated(open_storage: Opener) -> None:
+    storage = open_storage()
+    await open_storage().aclose()  # never used
+    await storage.commit({"a": b"a"})
+    await storage.aclose()
+    await storage.aclose()
+    assert await open_storage().read("a") == b"a"
+
+
+@_check
+async def closing_lets_the_commits_under_way_end(open_storage: Opener) -> None:
+    storage = open_storage()
+    writes = [asyncio.ensure_future(storage.commit({f"{i}": b"x"})) for i in range(20)]
+    await asyncio.sleep(0)
+    await storage.aclose()
+    assert await asyncio.gather(*writes) == [{}] * 20
+    assert len(await _contents(open_storage())) == 20
