@@ -28,16 +28,28 @@ opcode.md and error-trace/websocket.md. What no document says is marked "our cho
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
+from .closes import CLOSE_RULES, IDENTIFY_WAIT, IGNORE, CloseRule, Next
 from .errors import GatewayProtocolError
+from .events import (
+    Dispatch,
+    Event,
+    HeartbeatAck,
+    HeartbeatRequest,
+    Hello,
+    InvalidSession,
+    Ready,
+    Reconnect,
+    Resumed,
+    Stale,
+    Unknown,
+)
+from .recent import MAX_REMEMBERED, RecentEvents
 from .state import (
     MAX_EXTRA_BYTES,
     MAX_INTEGER,
@@ -49,204 +61,31 @@ from .state import (
 )
 from .watermark import Watermark, check_limit
 
-MAX_REMEMBERED = 512
-"""The largest `remember_events`: less than 9 KiB in the record."""
+__all__ = [
+    "CLOSE_RULES",
+    "MAX_REMEMBERED",
+    "CloseRule",
+    "Connection",
+    "Dispatch",
+    "Event",
+    "GatewaySession",
+    "HeartbeatAck",
+    "HeartbeatRequest",
+    "Hello",
+    "InvalidSession",
+    "Next",
+    "Ready",
+    "Reconnect",
+    "Resumed",
+    "Stale",
+    "Unknown",
+]
 
 _MAX_SESSION_ID = 512  # characters; the gateway's are UUIDs
-_IDENTIFY_WAIT = 5.0  # seconds; Identifies are limited per 5 s (openapi/wss/shard_url_get.md)
 _REFUSED_WAIT = 60.0  # seconds; our choice, as long as the clients we read wait for a rate limit
 _BACK_OFF = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, by closes without READY or RESUMED
 _SETTLED_ABOVE = "settledAbove"  # fields of ours in `SessionState.extra`
 _RECENT_EVENTS = "recentEvents"
-
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    """What every event carries.
-
-    Attributes:
-        released: sequence numbers of events that were held too long, or were too many, and now no
-            longer hold the mark: worth a warning, because a crash may lose them.
-    """
-
-    released: tuple[int, ...] = field(default=(), kw_only=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Hello(_Event):
-    """Op 10, the first frame: answer with `handshake`, then beat every `heartbeat_interval` s."""
-
-    heartbeat_interval: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ready(_Event):
-    """READY: Identify succeeded and there is a new session; `user` is the bot, as received."""
-
-    session_id: str = field(repr=False)
-    seq: int | None
-    user: Any = field(hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed(_Event):
-    """RESUMED: Resume succeeded and everything missed has been delivered."""
-
-    seq: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch(_Event):
-    """An event for the bot.
-
-    Attributes:
-        type: its name, such as `C2C_MESSAGE_CREATE`; empty if the frame had none.
-        seq: its sequence number.
-        id: its event id. A redelivery may or may not repeat it.
-        data: what it is about, as received.
-        replayed: it came between Resume and RESUMED.
-        already_handled: skip it. Its number was settled before, or a handler of this process still
-            has it, or its id is in the memory of recent events. Only ever set when that is certain.
-        fingerprint: what the memory of recent events knows it by; `None` without that memory.
-        generation: the `Watermark.generation` it belongs to.
-    """
-
-    type: str
-    seq: int | None = None
-    id: str | None = None
-    data: Any = field(default=None, hash=False)
-    replayed: bool = False
-    already_handled: bool = False
-    fingerprint: str | None = field(default=None, repr=False)
-    generation: int = field(default=0, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Reconnect(_Event):
-    """Op 7: close the socket (with 4000, not 1000) and connect again. The session is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class InvalidSession(_Event):
-    """Op 9: close the socket and connect again. The session is kept only if `resumable`."""
-
-    resumable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatRequest(_Event):
-    """Op 1 from the gateway: answer with `heartbeat` at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatAck(_Event):
-    """Op 11: the line is alive. Save the state, unchanged as it is, to refresh its `saved_at`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stale(_Event):
-    """A frame of a connection that was replaced or closed. It changed nothing: ignore it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown(_Event):
-    """An op that no document names. It changed nothing: ignore it."""
-
-    op: int
-    payload: Mapping[str, Any] = field(hash=False)
-
-
-Event: TypeAlias = (
-    Hello
-    | Ready
-    | Resumed
-    | Dispatch
-    | Reconnect
-    | InvalidSession
-    | HeartbeatRequest
-    | HeartbeatAck
-    | Stale
-    | Unknown
-)
-
-
-# Close codes
-
-
-class Next(Enum):
-    """What to do after a close."""
-
-    RESUME = "resume"
-    """Connect again; the handshake will be a Resume, unless the session is too old by then."""
-    IDENTIFY = "identify"
-    """Connect again; the handshake will be an Identify."""
-    STOP = "stop"
-    """Do not connect again: it would fail until somebody mends the cause."""
-    IGNORE = "ignore"
-    """Nothing: this connection was replaced or closed before."""
-
-
-@dataclass(frozen=True, slots=True)
-class CloseRule:
-    """What a close means.
-
-    Attributes:
-        next: what to do.
-        refresh_token: fetch a new access token first, whatever the cached one's expiry says.
-        wait: seconds to wait at least.
-        meaning: a sentence for the log.
-    """
-
-    next: Next
-    refresh_token: bool = False
-    wait: float = 0.0
-    meaning: str = ""
-
-
-def _resume(meaning: str, wait: float = 1.0, refresh_token: bool = False) -> CloseRule:
-    return CloseRule(Next.RESUME, refresh_token, wait, meaning)
-
-
-def _identify(meaning: str) -> CloseRule:
-    return CloseRule(Next.IDENTIFY, False, _IDENTIFY_WAIT, meaning)
-
-
-def _stop(meaning: str) -> CloseRule:
-    return CloseRule(Next.STOP, False, 0.0, meaning)
-
-
-# Where nothing else is said, a row is error-trace/websocket.md's. Its rule of thumb below the table
-# contradicts the table for 4001, 4002, 4008 and 4010 to 4014; the table is the more careful text.
-CLOSE_RULES: Mapping[int | None, CloseRule] = MappingProxyType(
-    {
-        # Our choice for no close frame, 1xxx and every code not listed: the session outlives the
-        # line. Clients that give a session up here Identify without need.
-        None: _resume("The line dropped."),
-        4001: _stop("The gateway refused an opcode."),
-        4002: _stop("The gateway refused a payload."),
-        # botgo errs/err.go, the only place that names it. What to do is our choice.
-        4004: _resume("The gateway refused the access token.", refresh_token=True),
-        4006: _identify("The session id is not valid."),
-        4007: _identify("The sequence number is not valid."),
-        # The wait is our choice; the clients we read wait 60 s.
-        4008: _resume("Payloads were sent too fast.", wait=60.0),
-        4009: _resume("The connection expired."),
-        4010: _stop("The shard is not valid."),
-        4011: _stop("The bot is in too many guilds for this number of shards."),
-        4012: _stop("The version is not valid."),
-        4013: _stop("The intents are not valid."),
-        4014: _stop("The bot may not use these intents."),
-        **{code: _identify("The gateway had an internal error.") for code in range(4900, 4914)},
-        4914: _stop("The bot is delisted: only the sandbox may connect."),
-        4915: _stop("The bot is banned."),
-    }
-)
-"""The rule per close code; `None` stands for no close frame and every code not listed."""
-
-_IGNORE = CloseRule(Next.IGNORE, meaning="The connection was replaced or closed before.")
 
 
 class _Phase(Enum):
@@ -355,7 +194,7 @@ class Connection:
         if code is not None and (not isinstance(code, int) or isinstance(code, bool)):
             raise TypeError(f"code must be an int or None, not {code!r}")
         if self.stale:
-            return _IGNORE
+            return IGNORE
         return self._gateway._judge(code, refused=self._phase is _Phase.REFUSED)
 
     def _on_hello(self, payload: Mapping[str, Any], now: float) -> Event:
@@ -467,7 +306,7 @@ class GatewaySession:
         self._max_session_age = max_session_age
         self._close_rules = close_rules
         self._watermark = Watermark(max_held_seconds=max_held_seconds, max_held=max_held)
-        self._recent = _RecentEvents(remember_events or 0)
+        self._recent = RecentEvents(remember_events or 0)
         self._connection: Connection | None = None
         self._setbacks = 0  # closes since READY or RESUMED
         self._refused_tokens = 0  # closes with `refresh_token` since READY or RESUMED
@@ -689,61 +528,13 @@ class GatewaySession:
             waits.append(_REFUSED_WAIT)
         resumes = rule.next is Next.RESUME and self._may_resume()
         if not resumes:
-            waits.append(_IDENTIFY_WAIT)
+            waits.append(IDENTIFY_WAIT)
         return CloseRule(
             next=Next.RESUME if resumes else Next.IDENTIFY,
             refresh_token=rule.refresh_token or refused,
             wait=max(waits),
             meaning=rule.meaning,
         )
-
-
-class _RecentEvents:
-    """The fingerprints of the last events that were handled, oldest first."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._known: dict[str, None] = {}
-        self.text = ""
-
-    def __contains__(self, fingerprint: object) -> bool:
-        return fingerprint in self._known
-
-    def fingerprint(self, event: Dispatch) -> str | None:
-        """Return 16 hexadecimal digits for the event, `None` without an id or without a memory.
-
-        A message goes by its own id, because a redelivery may bear another event id; the `id` in
-        any other event's data may be a guild's or a channel's, so those go by the event id.
-        """
-        if not self._limit:
-            return None
-        name = event.id
-        if event.type.endswith("MESSAGE_CREATE") and isinstance(event.data, Mapping):
-            name = event.data.get("id") or name
-        if not isinstance(name, str) or not name:
-            return None
-        text = f"{event.type}:{name}".encode(errors="surrogatepass")
-        return hashlib.sha256(text).hexdigest()[:16]
-
-    def add(self, fingerprint: str | None) -> None:
-        if fingerprint is None or fingerprint in self._known:
-            return
-        self._known[fingerprint] = None
-        if len(self._known) > self._limit:
-            del self._known[next(iter(self._known))]
-        self.text = " ".join(self._known)
-
-    def restore(self, text: object) -> None:
-        """Take what `text` was; anything else is ignored."""
-        if not isinstance(text, str):
-            return
-        for word in text.split(" ")[-self._limit :] if self._limit else ():
-            if _FINGERPRINT.fullmatch(word):
-                self._known[word] = None
-        self.text = " ".join(self._known)
-
-
-_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 # Checks

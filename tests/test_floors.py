@@ -82,7 +82,7 @@ def test_a_module_imports_only_the_standard_library_and_aiofiles(path: Path) -> 
 
 def test_the_sans_io_modules_import_nothing_that_does_io() -> None:
     """The pure part does no I/O, reads no clock and logs nothing."""
-    for name in ("errors", "state", "watermark", "gateway"):
+    for name in ("errors", "events", "closes", "recent", "state", "watermark", "gateway"):
         path = PACKAGE / f"{name}.py"
         if path.exists():
             modules = {module for module, _ in imports(path)}
