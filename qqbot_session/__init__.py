@@ -4,13 +4,14 @@ from .commit import WriteDetails
 from .errors import (
     GatewayProtocolError,
     InvalidRecordError,
+    LeaseLostError,
     QQBotSessionError,
     SessionWriteError,
     StoreClosedError,
     WrongEventLoopError,
 )
 from .state import SessionState
-from .storages.base import MemoryStorage, Storage
+from .storages.base import LeasingStorage, MemoryStorage, Storage
 from .storages.files import FileStorage
 from .store import AsyncSessionStore
 
@@ -19,6 +20,8 @@ __all__ = [
     "FileStorage",
     "GatewayProtocolError",
     "InvalidRecordError",
+    "LeaseLostError",
+    "LeasingStorage",
     "MemoryStorage",
     "QQBotSessionError",
     "SessionState",

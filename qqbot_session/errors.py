@@ -5,7 +5,8 @@
     ├── GatewayProtocolError    (ValueError)    a payload the gateway would not send
     ├── SessionWriteError       (OSError)       states that are not on storage
     ├── StoreClosedError        (RuntimeError)  a store used after `aclose`
-    └── WrongEventLoopError     (RuntimeError)  a store used from a second event loop
+    ├── WrongEventLoopError     (RuntimeError)  a store used from a second event loop
+    └── LeaseLostError          (RuntimeError)  an account that another process may write by now
 
 Wrong arguments are plain `TypeError` and `ValueError`.
 """
@@ -49,3 +50,7 @@ class StoreClosedError(QQBotSessionError, RuntimeError):
 
 class WrongEventLoopError(QQBotSessionError, RuntimeError):
     """The store was used outside an event loop, or from a second one."""
+
+
+class LeaseLostError(QQBotSessionError, RuntimeError):
+    """The account is another process's to write, or may be by now."""

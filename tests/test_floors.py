@@ -120,7 +120,9 @@ print(sorted(name for name in sys.modules if name.startswith("qqbot_session.test
     assert (result.stdout, result.returncode) == ("[]\n[]\n", 0), result.stderr
 
 
-@pytest.mark.parametrize("name", ["storages/files", "storages/base", "commit", "store", "state"])
+@pytest.mark.parametrize(
+    "name", ["storages/files", "storages/sqlite", "storages/base", "commit", "store", "state"]
+)
 def test_nothing_is_imported_on_the_way_to_the_disk(name: str) -> None:
     """An import without a free descriptor leaves half a module, and no later write would work."""
     # promise 8

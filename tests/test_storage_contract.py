@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from qqbot_session import FileStorage, MemoryStorage
+from qqbot_session.storages import SqliteStorage
 from qqbot_session.testing import storage_contract
-from qqbot_session.testing.storage_contract import CHECKS, ODD_IDS, Check, Opener
+from qqbot_session.testing.storage_contract import CHECKS, LEASING_CHECKS, ODD_IDS, Check, Opener
 
 
 def _memory(place: Path) -> Opener:
@@ -30,6 +31,8 @@ STORAGES: dict[str, Callable[[Path], Opener]] = {
     "memory": _memory,
     "files": lambda place: lambda: FileStorage(place / "sessions"),
     "files-not-durable": lambda place: lambda: FileStorage(place / "sessions", durable=False),
+    "sqlite": lambda place: lambda: SqliteStorage(place / "sessions.db"),
+    "sqlite-not-durable": lambda place: lambda: SqliteStorage(place / "sessions.db", durable=False),
 }
 
 
@@ -41,6 +44,12 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_every_storage_keeps_the_contract(check: Check, opener: Opener) -> None:
     asyncio.run(check(opener))
+
+
+@pytest.mark.parametrize("check", LEASING_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ["sqlite"])
+def test_every_leasing_storage_keeps_the_contract(check: Check, name: str, tmp_path: Path) -> None:
+    asyncio.run(check(STORAGES[name](tmp_path)))
 
 
 async def test_odd_ids_stay_within_the_directory(tmp_path: Path) -> None:  # promise 14
@@ -58,7 +67,7 @@ def test_no_check_is_left_out_and_no_odd_id_is_there_twice() -> None:
         for node in source.body
         if isinstance(node, ast.AsyncFunctionDef) and not node.name.startswith("_")
     }
-    assert {check.__name__ for check in CHECKS} == public
+    assert {check.__name__ for check in CHECKS + LEASING_CHECKS} == public
     assert len(set(ODD_IDS)) == len(ODD_IDS)
 
 

@@ -67,6 +67,46 @@ class Storage(Protocol):
         ...
 
 
+@runtime_checkable
+class LeasingStorage(Storage, Protocol):
+    """A storage that can say who may write an account, and refuses the writes of all others.
+
+    It remembers the token of each lease it acquired, and compares it in the very step in which
+    `commit` writes: while anybody holds an account's lease, a write without that lease is a
+    failure of this account, a `LeaseLostError`.
+    """
+
+    async def acquire(self, account_id: str, token: str, ttl: float) -> bool:
+        """Take the account's lease, unless somebody else holds it.
+
+        Args:
+            token: names the holder; nobody else has the same.
+            ttl: seconds until the lease ends unless it is renewed.
+
+        Returns:
+            Whether it is held now.
+        """
+        ...
+
+    async def renew(self, held: Mapping[str, str], ttl: float) -> set[str]:
+        """Let leases end `ttl` seconds from now.
+
+        A lease that the storage has forgotten before its end is set again: nobody can have had
+        it since.
+
+        Args:
+            held: the token of each account id.
+
+        Returns:
+            The accounts whose lease is lost.
+        """
+        ...
+
+    async def release(self, account_id: str, token: str) -> None:
+        """Give the lease up, so that the next holder need not wait for its end."""
+        ...
+
+
 class MemoryStorage:
     """Records in a dictionary: for tests, and for bots that need no restart.
 

@@ -11,6 +11,9 @@ A check is a coroutine function. It takes a function that opens your storage: ea
 another storage object on the same records, of which there are none when the check begins. The
 check closes what it opened; a failure is an `AssertionError`. Nothing but the standard library is
 needed, and no plugin: any test runner will do.
+
+`LEASING_CHECKS` are for a `LeasingStorage`, beside `CHECKS`. They take a second in all, because
+leases are waited for until they end.
 """
 
 from __future__ import annotations
@@ -20,16 +23,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import wraps
 
+from ..errors import LeaseLostError
 from ..state import MAX_RECORD_BYTES
-from ..storages.base import READ_LIMIT, Storage
+from ..storages.base import READ_LIMIT, LeasingStorage, Storage
 
-__all__ = ["CHECKS", "ODD_IDS", "Check", "Opener"]
+__all__ = ["CHECKS", "LEASING_CHECKS", "ODD_IDS", "Check", "Opener"]
 
 Opener = Callable[[], Storage]
 Check = Callable[[Opener], Awaitable[None]]
 
 CHECKS: list[Check] = []
 """Every check of the `Storage` contract."""
+
+LEASING_CHECKS: list[Check] = []
+"""What a `LeasingStorage` must do beyond that."""
+
+_SHORT = 0.2  # seconds: a lease that a check waits for
+_LONG = 60.0
 
 ODD_IDS = [
     *("default", "DEFAULT", "Default", "a.b", "a_b", "a-b", "a/b", "a\\b", "a b", "a:b", "a\nb"),
@@ -75,6 +85,7 @@ def _listed_in(checks: list[Check]) -> Callable[[Check], Check]:
 
 
 _check = _listed_in(CHECKS)
+_leasing_check = _listed_in(LEASING_CHECKS)
 
 
 async def _contents(storage: Storage) -> list[bytes]:
@@ -308,3 +319,121 @@ async def closing_lets_the_commits_under_way_end(open_storage: Opener) -> None:
     await storage.aclose()
     assert await asyncio.gather(*writes) == [{}] * 20
     assert len(await _contents(open_storage())) == 20
+
+
+def _two(open_storage: Opener) -> tuple[LeasingStorage, LeasingStorage]:
+    one, other = open_storage(), open_storage()
+    assert isinstance(one, LeasingStorage)
+    assert isinstance(other, LeasingStorage)
+    return one, other
+
+
+async def _until_held(storage: LeasingStorage, account_id: str, token: str, ttl: float) -> None:
+    async with asyncio.timeout(10 * _SHORT + 5):
+        while not await storage.acquire(account_id, token, ttl):  # noqa: ASYNC110
+            await asyncio.sleep(_SHORT / 10)
+
+
+def _is_refused(failures: Mapping[str, Exception], *account_ids: str) -> bool:
+    return set(failures) == set(account_ids) and all(
+        isinstance(error, LeaseLostError) for error in failures.values()
+    )
+
+
+@_leasing_check
+async def a_lease_has_one_holder_until_it_is_released(open_storage: Opener) -> None:
+    # promise 23
+    one, other = _two(open_storage)
+    assert await one.acquire("a", "one", _LONG) is True
+    assert await one.acquire("a", "one", _LONG) is True
+    assert await other.acquire("a", "other", _LONG) is False
+    assert await other.acquire("b", "other", _LONG) is True
+    await other.release("a", "other")  # not the holder
+    assert await other.acquire("a", "other", _LONG) is False
+    await one.release("a", "one")
+    assert await other.acquire("a", "other", _LONG) is True
+    assert await one.acquire("a", "one", _LONG) is False
+
+
+@_leasing_check
+async def of_many_candidates_one_gets_the_lease(open_storage: Opener) -> None:
+    candidates = [storage for _ in range(5) for storage in _two(open_storage)]
+    got = await asyncio.gather(
+        *[storage.acquire("a", f"{number}", _LONG) for number, storage in enumerate(candidates)]
+    )
+    assert got.count(True) == 1
+
+
+@_leasing_check
+async def a_lease_ends_unless_it_is_renewed(open_storage: Opener) -> None:
+    one, other = _two(open_storage)
+    assert await one.acquire("a", "one", _SHORT)
+    assert await one.acquire("b", "one", _SHORT)
+    assert await one.renew({"a": "one"}, _LONG) == set()
+    await _until_held(other, "b", "other", _LONG)
+    assert await other.acquire("a", "other", _LONG) is False
+    assert await one.renew({"a": "one", "b": "one"}, _LONG) == {"b"}
+    assert await one.renew({"a": "another"}, _LONG) == {"a"}
+
+
+@_leasing_check
+async def only_the_holder_writes(open_storage: Opener) -> None:
+    """Others' writes are refused for this account alone; reading and tidying go on."""
+    # promise 23
+    one, other = _two(open_storage)
+    await other.commit({"a": b"before", "b": b"before", "c": b"before"})
+    assert await one.acquire("a", "one", _LONG)
+    many = {f"{number}": b"x" for number in range(400)}
+    batches: list[dict[str, bytes | None]] = [{"b": b"b"}, {"b": b"b", "c": None}, {**many}]
+    for bystanders in batches:
+        assert _is_refused(await other.commit({**bystanders, "a": b"stolen"}), "a")
+        assert _is_refused(await other.commit({**bystanders, "a": None}), "a")
+        assert await other.read("a") == b"before"
+        for account_id, data in bystanders.items():
+            assert await other.read(account_id) == data
+    assert await one.commit({"a": b"mine", "b": b"anybody's"}) == {}
+    assert await other.read("a") == b"mine"
+    assert b"mine" in await _contents(other)
+    assert await other.discard("a", b"mine") is True
+    assert await one.commit({"a": b"again"}) == {}
+    assert await one.commit({"a": None}) == {}
+    assert await other.read("a") is None
+
+
+@_leasing_check
+async def a_former_holder_writes_nothing_any_more(open_storage: Opener) -> None:
+    """Whether its successor still holds the lease or has given it up."""
+    # promise 23
+    one, other = _two(open_storage)
+    assert await one.acquire("a", "one", _SHORT)
+    assert await one.commit({"a": b"first"}) == {}
+    await _until_held(other, "a", "other", _LONG)
+    assert _is_refused(await one.commit({"a": b"late", "b": b"b"}), "a")
+    assert await other.commit({"a": b"second"}) == {}
+    assert _is_refused(await one.commit({"a": b"late"}), "a")
+    await other.release("a", "other")
+    assert _is_refused(await one.commit({"a": None}), "a")
+    assert await other.read("a") == b"second"
+
+
+@_leasing_check
+async def a_holder_whose_lease_ended_writes_until_somebody_takes_it(open_storage: Opener) -> None:
+    """Nobody else can have written: what is fenced off is a successor's record."""
+    one, other = _two(open_storage)
+    assert await one.acquire("a", "one", _SHORT)
+    await asyncio.sleep(_SHORT * 1.5)
+    failures = await one.commit({"a": b"a"})
+    assert failures == {} or set(failures) == {"a"}  # refusing it as well is stricter
+    assert await other.acquire("a", "other", _LONG) is True
+
+
+@_leasing_check
+async def after_its_release_an_account_is_anybodys_to_write(open_storage: Opener) -> None:
+    one, other = _two(open_storage)
+    assert await one.acquire("a", "one", _LONG)
+    await one.commit({"a": b"1"})
+    await one.release("a", "one")
+    await one.release("a", "one")
+    assert await other.commit({"a": b"2"}) == {}
+    assert await one.commit({"a": b"3"}) == {}
+    assert await other.read("a") == b"3"

@@ -1,0 +1,541 @@
+"""`SqliteStorage` where things go wrong: other programs, other processes, disks, and decay.
+
+What it shares with every storage is in `test_storage_contract`.
+"""
+
+# ruff: noqa: ASYNC220, ASYNC222, ASYNC240  nothing runs on the loop meanwhile
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from qqbot_session import AsyncSessionStore, SessionState
+from qqbot_session.storages import SqliteStorage, storage_of
+from qqbot_session.storages.sqlite import NotOurDatabaseError
+
+SQLITE = "qqbot_session.storages.sqlite"
+MANY: dict[str, bytes | None] = {f"account-{number}": b"x" * 300 for number in range(250)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+async def storage(path: Path) -> AsyncIterator[SqliteStorage]:
+    storage = SqliteStorage(path)
+    yield storage
+    await storage.aclose()
+
+
+async def records(storage: SqliteStorage) -> dict[str, bytes]:
+    return {key: data async for key, data in storage.scan()}
+
+
+def asides(path: Path) -> list[str]:
+    return [other.name for other in path.parent.glob("*.corrupt-*") if other.suffix[-3:].isdigit()]
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+# What a path may be
+
+
+async def test_the_store_makes_one_from_a_string_and_closes_it(path: Path) -> None:
+    async with AsyncSessionStore(f"sqlite:{path}") as store:
+        await store.save(SessionState(account_id="a", session_id="s", last_seq=7))
+    assert [other.name for other in path.parent.iterdir()] == ["sessions.db"]
+    async with AsyncSessionStore(f"sqlite:{path}") as store:
+        state = await store.load("a")
+    assert state is not None
+    assert state.last_seq == 7
+
+
+def test_a_path_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of-the-bot")
+    assert SqliteStorage("~/sessions.db").path == "/home/of-the-bot/sessions.db"
+    for bad in ("", "a\0b", ":memory:", "~nobody-has-this-name/x"):
+        with pytest.raises(ValueError, match="path"):
+            SqliteStorage(bad)
+    for wrong in (b"x", 7, None):
+        with pytest.raises(TypeError):
+            SqliteStorage(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="durable"):
+        SqliteStorage("x", durable=1)  # type: ignore[arg-type]
+    for bad in ("sqlite:", "sqlite:///x.db", "sqlite::memory:", "mysql://x/path"):
+        with pytest.raises(ValueError, match=r"sqlite|path"):
+            storage_of(bad)
+
+
+async def test_a_relative_path_is_resolved_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    storage = SqliteStorage("data/sessions.db")
+    await storage.commit({"a": b"1"})
+    monkeypatch.chdir("elsewhere")
+    await storage.commit({"a": b"2"})
+    assert await storage.read("a") == b"2"
+    await storage.aclose()
+    assert (tmp_path / "data" / "sessions.db").exists()
+    assert not list(Path().iterdir())
+
+
+async def test_what_is_made_is_its_owners_alone(tmp_path: Path) -> None:  # promise 15
+    storage = SqliteStorage(tmp_path / "new" / "deep" / "sessions.db")
+    await storage.commit({"a": b"a"})
+    modes = {
+        other.name: stat.S_IMODE(other.stat().st_mode) for other in (tmp_path / "new").rglob("*")
+    }
+    assert modes == {
+        "deep": 0o700,
+        "sessions.db": 0o600,
+        "sessions.db-wal": 0o600,
+        "sessions.db-shm": 0o600,
+    }
+    await storage.aclose()
+
+
+async def test_reading_makes_nothing(storage: SqliteStorage, tmp_path: Path) -> None:
+    assert await storage.read("a") is None
+    assert await records(storage) == {}
+    assert await storage.commit({"a": None}) == {}
+    assert await storage.discard("a", b"") is False
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is not ours
+
+
+def another_programs(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE sessions (account_id TEXT PRIMARY KEY, record BLOB)")
+        connection.execute("INSERT INTO sessions VALUES ('a', 'theirs')")
+        connection.commit()
+
+
+def another_programs_in_wal(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA application_id = 7")
+        connection.execute("CREATE TABLE t (x)")
+
+
+FOREIGN = {
+    "text": lambda path: path.write_text("not a database\n" * 100),
+    "short": lambda path: path.write_bytes(b"SQLite format 3\0"),
+    "zeros": lambda path: path.write_bytes(bytes(8192)),
+    "encrypted": lambda path: path.write_bytes(os.urandom(8192)),
+    "another program's": another_programs,
+    "another program's log": another_programs_in_wal,
+    "a directory": lambda path: path.mkdir(),
+    "a pipe": lambda path: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+async def test_what_is_not_ours_is_never_touched(make, storage, path, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    # promise 14
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    for _ in range(2):
+        with pytest.raises(NotOurDatabaseError, match="sessions"):
+            await storage.read("a")
+        with pytest.raises(NotOurDatabaseError):
+            await storage.commit({"a": b"a"})
+        with pytest.raises(NotOurDatabaseError):
+            await storage.discard("a", b"a")
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_a_database_of_a_later_version_is_left_alone(
+    storage: SqliteStorage, path: Path
+) -> None:
+    await storage.commit({"a": b"a"})
+    await storage.aclose()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    before = path.read_bytes()
+    with pytest.raises(NotOurDatabaseError, match="later version"):
+        await storage.commit({"a": b"b"})
+    assert path.read_bytes() == before
+
+
+async def test_an_empty_file_becomes_a_database(storage: SqliteStorage, path: Path) -> None:
+    path.touch()
+    assert await storage.read("a") is None
+    await storage.commit({"a": b"a"})
+    assert await storage.read("a") == b"a"
+
+
+# What decays
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def zeroed(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(3 * 4096))
+
+
+def overwritten(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(16)
+        file.write(b"\xff" * 12)
+
+
+DAMAGE = {"truncated": truncated, "zeroed": zeroed, "header overwritten": overwritten}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_a_corrupt_database_is_set_aside_and_the_batch_written(
+    damage, storage, path, caplog
+) -> None:  # type: ignore[no-untyped-def]
+    """The very batch that found it; the name of what was set aside is logged."""
+    # promise 8
+    await storage.commit(MANY)
+    await storage.aclose()
+    damage(path)
+    with caplog.at_level(logging.ERROR, SQLITE):
+        assert await storage.commit(dict.fromkeys(MANY, b"new")) == {}
+    assert await records(storage) == dict.fromkeys(MANY, b"new")
+    (line,) = [record.getMessage() for record in caplog.records]
+    (aside,) = asides(path)
+    assert aside in line
+    assert str(path) in line
+
+
+async def test_a_corrupt_database_that_only_a_listing_meets_is_set_aside(
+    storage: SqliteStorage, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`load_all` warns once; whoever has a session writes it again at its next event."""
+    await storage.commit(MANY)
+    await storage.aclose()
+    zeroed(path)
+    store = AsyncSessionStore(storage)
+    assert await store.load_all() == []
+    assert len(asides(path)) == 1
+    caplog.clear()
+    assert await store.load_all() == []
+    assert await store.cleanup() == 0
+    assert caplog.records == []
+    await store.aclose()
+
+
+async def test_reading_a_corrupt_database_moves_nothing(
+    storage: SqliteStorage, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await storage.commit(MANY)
+    await storage.aclose()
+    truncated(path)
+    async with AsyncSessionStore(storage) as store:
+        assert await store.load("account-0") is None
+    assert "account-0" in caplog.text
+    assert asides(path) == []
+
+
+async def test_a_record_that_another_tool_broke_harms_no_other(
+    storage: SqliteStorage, path: Path
+) -> None:
+    await storage.commit({"a": b"a", "b": b"b"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE sessions SET record = 'text' WHERE account_id = 'a'")
+        connection.execute("INSERT INTO sessions VALUES (CAST(x'ff' AS TEXT), 7)")
+    assert await storage.read("a") == b"text"
+    assert await records(storage) == {"a": b"text", "b": b"b", "\ufffd": b"7"}
+
+
+# What happens to the file under the bot
+
+
+@pytest.mark.parametrize("name", ["sessions.db", "sessions.db-wal", "sessions.db*"])
+async def test_what_is_deleted_under_the_bot_is_made_again(
+    storage: SqliteStorage, path: Path, name: str
+) -> None:
+    """No commit reports success into a file that nobody finds."""
+    # promise 8
+    await storage.commit({"a": b"1"})
+    assert await storage.read("a") == b"1"
+    for other in path.parent.glob(name):
+        other.unlink()
+    for data in (b"2", b"3"):
+        assert await storage.commit({"a": data, "b": data}) == {}
+        again = SqliteStorage(path)
+        assert await again.read("a") == await again.read("b") == data
+        assert await storage.read("a") == data
+        await again.aclose()
+
+
+async def test_a_database_that_was_moved_or_put_in_place_is_noticed(
+    storage: SqliteStorage, path: Path
+) -> None:
+    await storage.commit({"a": b"old"})
+    assert await storage.read("a") == b"old"
+    path.rename(path.with_name("moved.db"))
+    assert await storage.read("a") is None
+    other = SqliteStorage(path.with_name("other.db"))
+    await other.commit({"a": b"other"})
+    await other.aclose()
+    moved = SqliteStorage(path.with_name("moved.db"))
+    assert await moved.read("a") == b"old"
+    await moved.aclose()
+    path.with_name("other.db").rename(path)
+    assert await storage.read("a") == b"other"
+    assert await storage.commit({"b": b"b"}) == {}
+    assert await records(storage) == {"a": b"other", "b": b"b"}
+
+
+async def test_a_locked_database_is_a_failed_write_and_no_stall(
+    storage: SqliteStorage, path: Path
+) -> None:
+    """Reading goes on; what was written while it was locked is written when it is not."""
+    # promise 8
+    await storage.commit({"a": b"1"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            await storage.commit({"a": b"2"})
+        assert await storage.read("a") == b"1"
+        connection.execute("ROLLBACK")
+    assert await storage.commit({"a": b"3"}) == {}
+    assert await storage.read("a") == b"3"
+
+
+async def test_a_failed_batch_is_rolled_back_whole(storage: SqliteStorage, path: Path) -> None:
+    await storage.commit({"a": b"1"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "CREATE TRIGGER no BEFORE DELETE ON sessions BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        with pytest.raises(sqlite3.IntegrityError):
+            await storage.commit({"a": None, "b": b"b"})
+        connection.execute("DROP TRIGGER no")
+    assert await records(storage) == {"a": b"1"}
+    assert await storage.commit({"a": None, "b": b"b"}) == {}
+    assert await records(storage) == {"b": b"b"}
+
+
+async def test_a_listing_that_stands_still_holds_no_log_open(
+    storage: SqliteStorage, path: Path
+) -> None:
+    await storage.commit(MANY | {f"more-{number}": b"x" for number in range(300)})
+    listing = storage.scan()
+    await anext(listing)
+    for _ in range(60):
+        await storage.commit(MANY)
+    assert path.with_name("sessions.db-wal").stat().st_size < 6 << 20
+    await listing.aclose()  # type: ignore[attr-defined]
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 KiB."""
+    if sys.platform != "linux" or os.getuid() != 0 or not shutil.which("mount"):
+        pytest.skip("needs root on Linux")
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        run("mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", place)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no mount here: {error.stderr!r}")
+    yield place
+    run("umount", "-l", place)
+
+
+async def test_a_full_disk_fails_whole_batches_and_heals_by_itself(small_disk: Path) -> None:
+    # promise 8
+    storage = SqliteStorage(small_disk / "sessions.db")
+    await storage.commit({"first": b"first"})
+    filler = small_disk / "filler"
+    written = []
+    with filler.open("wb") as file:
+        file.write(bytes(300 << 10))
+    for number in range(40):
+        try:
+            await storage.commit({f"{number}-{half}": b"x" * 8000 for half in "ab"})
+        except sqlite3.OperationalError:
+            break
+        written += [f"{number}-a", f"{number}-b"]
+    else:
+        pytest.fail("the disk never got full")
+    assert set(await records(storage)) == {"first", *written}
+    filler.unlink()
+    assert await storage.commit({"last": b"last"}) == {}
+    assert set(await records(storage)) == {"first", "last", *written}
+    await storage.aclose()
+
+
+async def test_a_read_only_disk_is_an_error_until_it_is_not(small_disk: Path) -> None:
+    storage = SqliteStorage(small_disk / "sessions.db")
+    await storage.commit({"a": b"a"})
+    await storage.aclose()
+    run("mount", "-o", "remount,ro", small_disk)
+    for _ in range(2):
+        with pytest.raises((sqlite3.OperationalError, OSError)):
+            await storage.commit({"a": b"b"})
+    run("mount", "-o", "remount,rw", small_disk)
+    assert await storage.commit({"a": b"b"}) == {}
+    assert await storage.read("a") == b"b"
+    await storage.aclose()
+
+
+# Processes
+
+PROGRAM = """
+import asyncio, sys
+from qqbot_session.storages.sqlite import SqliteStorage
+
+async def main(path, who):
+    storage = SqliteStorage(path)
+    for number in range({batches}):
+        batch = {{f"{{who}}-{{i}}": b"%d" % number for i in range(50)}}
+        for _ in range(3):
+            if await storage.commit(batch): sys.exit("refused")
+        print(number, flush=True)
+    await storage.aclose()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.real_time
+async def test_several_processes_begin_and_use_one_database(path: Path) -> None:
+    """All at once, also in making it: no batch fails, and none is lost."""
+    command = [sys.executable, "-c", PROGRAM.format(batches=10), str(path)]
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *command, name, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for name in "abcd"
+    ]
+    answers = await asyncio.gather(*[process.communicate() for process in processes])
+    assert [process.returncode for process in processes] == [0] * 4, answers
+    storage = SqliteStorage(path)
+    found = await records(storage)
+    assert found == {f"{name}-{i}": b"9" for name in "abcd" for i in range(50)}
+    await storage.aclose()
+    assert [other.name for other in path.parent.iterdir()] == ["sessions.db"]
+
+
+@pytest.mark.real_time
+async def test_what_was_acknowledged_outlives_kill_9(path: Path) -> None:
+    """Each batch is there whole or not at all."""  # promise 7
+    for durable in (True, False):
+        program = PROGRAM.format(batches=10_000).replace("(path)", f"(path, durable={durable})")
+        for wait_for in (1, 5, 20):
+            with subprocess.Popen(
+                [sys.executable, "-c", program, str(path), "a"], stdout=subprocess.PIPE, text=True
+            ) as process:
+                assert process.stdout is not None
+                said = next(int(line) for line in process.stdout if int(line) >= wait_for)
+                process.send_signal(signal.SIGKILL)
+                said = max([said, *map(int, process.stdout)])
+            storage = SqliteStorage(path)
+            (number,) = {int(data) for data in (await records(storage)).values()}
+            assert number in (said, said + 1)
+            await storage.aclose()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_a_forked_child_writes_with_connections_of_its_own(
+    storage: SqliteStorage, path: Path
+) -> None:
+    await storage.commit({"a": b"parent"})
+    await storage.read("a")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            asyncio.set_event_loop_policy(None)
+
+            async def in_the_child() -> bool:
+                await storage.aclose()  # the parent's: nothing to do
+                await storage.commit({"a": b"child", "b": b"child"})
+                return await storage.read("a") == b"child"
+
+            loop = asyncio.SelectorEventLoop()
+            asyncio.events._set_running_loop(None)
+            status = 0 if loop.run_until_complete(in_the_child()) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert await storage.read("a") == b"child"
+    await storage.commit({"a": b"parent again"})
+    assert await records(storage) == {"a": b"parent again", "b": b"child"}
+
+
+@pytest.mark.real_time
+def test_closing_from_atexit_writes_what_is_unsaved(path: Path) -> None:  # promise 9
+    program = f"""
+import asyncio, atexit
+from qqbot_session.storages.sqlite import SqliteStorage
+storage = SqliteStorage({str(path)!r})
+async def last():
+    await storage.commit({{"a": b"last"}})
+    await storage.aclose()
+loop = asyncio.new_event_loop()
+loop.run_until_complete(storage.commit({{"a": b"first"}}))
+atexit.register(lambda: loop.run_until_complete(last()))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    storage = SqliteStorage(path)
+    assert asyncio.run(storage.read("a")) == b"last"
+    asyncio.run(storage.aclose())
+
+
+# Leases that the database knows and forgets
+
+
+async def test_a_lease_of_an_earlier_boot_is_over(storage: SqliteStorage, path: Path) -> None:
+    """The monotonic clock begins again; what was to end later than ever is over."""
+    await storage.commit({"a": b"a"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO leases VALUES ('a', 'earlier', 1e9, 15.0)")
+    assert await storage.commit({"a": b"b"}) == {}
+    assert await storage.acquire("a", "now", 15.0) is True
+
+
+async def test_a_database_that_forgot_a_lease_gives_it_back_to_its_holder(
+    storage: SqliteStorage, path: Path
+) -> None:
+    """A candidate that saw it held waits it out; nobody can have had it since."""  # promise 23
+    assert await storage.acquire("a", "holder", 60.0)
+    other = SqliteStorage(path)
+    assert await other.acquire("a", "candidate", 60.0) is False
+    for file in path.parent.glob("sessions.db*"):
+        file.unlink()
+    assert await other.acquire("a", "candidate", 60.0) is False
+    assert set(await storage.commit({"a": b"not yet"})) == {"a"}
+    assert await storage.renew({"a": "holder"}, 60.0) == set()
+    assert await storage.commit({"a": b"mine"}) == {}
+    assert await other.acquire("a", "candidate", 60.0) is False
+    await storage.release("a", "holder")
+    assert await other.acquire("a", "candidate", 60.0) is True
+    await other.aclose()
