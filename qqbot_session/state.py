@@ -2,7 +2,8 @@
 
 Rules:
 
-* A state is a value: frozen, checked when it is made, replaced and never changed.
+* A state is a value: frozen, checked when it is made, replaced and never changed. Subclasses of
+  `str`, `int` and `float`, such as an `Enum`, mean their plain value, and that is what it holds.
 * Every state fits in `MAX_RECORD_BYTES` once encoded, so what we write we can read back.
 * Nothing outside this module knows the names on the wire. They are those of the
   TypeScript original, which writes `sessionId` to `savedAt` and ignores the rest.
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, NoReturn
 
@@ -26,6 +28,9 @@ MAX_RECORD_BYTES = 64 * 1024
 MAX_EXTRA_BYTES = 32 * 1024
 """Bytes; the limit for `SessionState.extra`, encoded."""
 
+MAX_ACCOUNT_ID = 1024
+"""Characters of an account id."""
+
 MAX_INTEGER = 2**53 - 1
 """The largest integer a JavaScript number holds exactly, and so the largest sequence number."""
 
@@ -33,65 +38,114 @@ MAX_SECONDS = 4e12
 """Seconds since the epoch; from 2**42 on a float no longer tells milliseconds apart."""
 
 
-def check_account_id(value: object) -> None:
-    """Raise `TypeError` or `ValueError`, naming the value, unless it can be an account id."""
-    _check_text("account_id", value)
+def check_account_id(value: object) -> str:
+    """Return the account id as an exact `str`.
+
+    Raises:
+        TypeError, ValueError: it cannot be one; the value is named. So do the checks below.
+    """
+    account_id = value if type(value) is str else _text("account_id", value)
+    if len(account_id) > MAX_ACCOUNT_ID:
+        raise ValueError(
+            f"account_id must have at most {MAX_ACCOUNT_ID} characters, not {len(account_id)}: "
+            f"{account_id[:64]!r}…"
+        )
+    return _check_text("account_id", account_id)
 
 
-def check_last_seq(value: object) -> None:
-    """Raise `TypeError` or `ValueError`, naming the value, unless it can be a sequence number."""
-    _check_integer("last_seq", value)
+def check_last_seq(value: object) -> int:
+    """Return the sequence number as an exact `int`."""
+    return _check_integer("last_seq", value)
 
 
-def check_shard(value: object) -> None:
-    """Raise `TypeError` or `ValueError`, naming the value, unless it is `(id, count)`."""
+def check_shard(value: object) -> tuple[int, int]:
+    """Return `(id, count)` as an exact tuple of exact `int`."""
     if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"shard must be a tuple (id, count), not {value!r}")
-    for number in value:
-        _check_integer("shard", number)
-    if value[0] >= value[1]:
-        raise ValueError(f"shard must be (id, count) with id < count, not {value!r}")
+        raise TypeError(f"shard must be a tuple (id, count), not {_shown(value)}")
+    index, count = _check_integer("shard", value[0]), _check_integer("shard", value[1])
+    if index >= count:
+        raise ValueError(f"shard must be (id, count) with id < count, not {(index, count)!r}")
+    return index, count
 
 
-def check_app_id(value: object) -> None:
-    """Raise `TypeError` or `ValueError`, naming the value, unless it can be an app id."""
-    _check_text("app_id", value)
+def check_app_id(value: object) -> str:
+    """Return the app id as an exact `str`."""
+    return _check_text("app_id", value)
 
 
-def check_intents(value: object) -> None:
-    """Raise `TypeError` or `ValueError`, naming the value, unless it can be intents."""
-    _check_integer("intents", value)
+def check_intents(value: object) -> int:
+    """Return the intents as an exact `int`."""
+    return _check_integer("intents", value)
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {value!r}")
-    if value and value.isascii() and "\0" not in value:
-        return
-    shown = f"{value[:4]}…" if name == "session_id" else value  # it may end up in a log
-    if not value:
-        raise ValueError(f"{name} must not be empty: {shown!r}")
-    if "\0" in value:
-        raise ValueError(f"{name} must not contain NUL: {shown!r}")
+def check_state(value: object) -> SessionState:
+    """Return the state; one of a subclass, which may have skipped the checks, is made anew."""
+    if type(value) is SessionState:
+        return value
+    if not isinstance(value, SessionState):
+        raise TypeError(f"state must be a SessionState, not {_shown(value)}")
+    return SessionState(**{each.name: getattr(value, each.name) for each in fields(SessionState)})
+
+
+def shortened(session_id: str | None) -> str:
+    """Return what may be shown of a session id, quoted: whoever has all of it can Resume."""
+    return repr(session_id if not session_id else f"{session_id[:4]}…")
+
+
+def _text(name: str, value: object) -> str:
+    """Return what a `str` or an instance of a subclass, such as an `Enum`, is made of."""
     try:
-        value.encode()
+        return str.__str__(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a str, not {_shown(value, name)}") from None
+
+
+def _check_text(name: str, value: object) -> str:
+    text = value if type(value) is str else _text(name, value)
+    if text and text.isascii() and "\0" not in text:
+        return text
+    shown = shortened(text) if name == "session_id" else repr(text)  # it may end up in a log
+    if not text:
+        raise ValueError(f"{name} must not be empty: {shown}")
+    if "\0" in text:
+        raise ValueError(f"{name} must not contain NUL: {shown}")
+    try:
+        text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} must not contain lone surrogates: {shown!r}") from None
+        raise ValueError(f"{name} must not contain lone surrogates: {shown}") from None
+    return text
 
 
-def _check_integer(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if not 0 <= value <= MAX_INTEGER:
-        raise ValueError(f"{name} must be from 0 to 2**53 - 1, not {value!r}")
+def _check_integer(name: str, value: object) -> int:
+    number = value
+    if type(number) is not int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, not {_shown(value)}")
+        number = int.__int__(value)
+    if not 0 <= number <= MAX_INTEGER:
+        raise ValueError(f"{name} must be from 0 to 2**53 - 1, not {_shown(number)}")
+    return number
 
 
 def _seconds(name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be seconds as a float, not {value!r}")
-    if not 0 <= value <= MAX_SECONDS:  # false for NaN too
-        raise ValueError(f"{name} must be seconds from 0 to {MAX_SECONDS:.0f}, not {value!r}")
-    return round(value * 1000) / 1000
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be seconds as a float, not {_shown(value)}")
+    number = int.__int__(value) if isinstance(value, int) else float.__float__(value)
+    if not 0 <= number <= MAX_SECONDS:  # false for NaN too
+        raise ValueError(
+            f"{name} must be seconds from 0 to {MAX_SECONDS:.0f}, not {_shown(number)}"
+        )
+    return round(number * 1000) / 1000
+
+
+def _shown(value: object, name: str = "") -> str:
+    """Return a `repr` that fits in a line; of a session id, only the beginning."""
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 - a value as strange as that is refused all the same
+        shown = f"a {type(value).__name__}"
+    limit = 8 if name == "session_id" else 100
+    return shown if len(shown) <= limit else f"{shown[:limit]}…"
 
 
 class _FrozenObject(dict[str, Any]):
@@ -110,18 +164,25 @@ class _FrozenObject(dict[str, Any]):
 def _freeze(value: object) -> Any:
     """Copy a JSON value so deeply that nobody can change it; arrays become tuples."""
     match value:
-        case None | bool() | int() | str():
+        case None | bool():
             return value
-        case float() if math.isfinite(value):
-            return value
+        case int():
+            return int.__int__(value)
+        case str():
+            return str.__str__(value)
+        case float() if math.isfinite(number := float.__float__(value)):
+            return number
         case list() | tuple():
             return tuple([_freeze(item) for item in value])
         case Mapping():
-            for name in value:
-                if not isinstance(name, str):
-                    raise ValueError(f"extra is not JSON: the name {name!r} is not a str")
-            return _FrozenObject({name: _freeze(item) for name, item in value.items()})
-    raise ValueError(f"extra is not JSON: {value!r}")
+            return _FrozenObject({_name(name): _freeze(item) for name, item in value.items()})
+    raise ValueError(f"extra is not JSON: {_shown(value)}")
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"extra is not JSON: the name {_shown(name)} is not a str")
+    return str.__str__(name)
 
 
 _NOTHING = _FrozenObject()
@@ -135,8 +196,9 @@ class SessionState:
     be written and read back unchanged.
 
     Args:
-        account_id: the key of the record. Not empty, without NUL or lone surrogates. A sharded
-            bot has one account per shard: `f"{bot}-{shard_id}-{shard_count}"`.
+        account_id: the key of the record. Not empty, at most 1,024 characters, no NUL, no lone
+            surrogates. A sharded bot has one account per shard:
+            `f"{bot}-{shard_id}-{shard_count}"`.
         session_id: from READY; `None` or empty when there is no session.
         last_seq: the last sequence number handled, 0 to 2**53 - 1.
         last_connected_at: when the connection was made; seconds since the epoch, kept to the
@@ -168,32 +230,37 @@ class SessionState:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        check_account_id(self.account_id)
-        if self.session_id is not None and self.session_id != "":
-            _check_text("session_id", self.session_id)
+        put(self, "account_id", check_account_id(self.account_id))
+        if self.session_id is not None:
+            put(self, "session_id", _check_session_id(self.session_id))
         if self.last_seq is not None:
-            check_last_seq(self.last_seq)
+            put(self, "last_seq", check_last_seq(self.last_seq))
         put(self, "last_connected_at", _seconds("last_connected_at", self.last_connected_at))
-        _check_integer("intent_level_index", self.intent_level_index)
+        level = _check_integer("intent_level_index", self.intent_level_index)
+        put(self, "intent_level_index", level)
         put(self, "saved_at", _seconds("saved_at", self.saved_at))
         if self.app_id is not None:
-            check_app_id(self.app_id)
+            put(self, "app_id", check_app_id(self.app_id))
         if self.intents is not None:
-            check_intents(self.intents)
+            put(self, "intents", check_intents(self.intents))
         if self.shard is not None:
-            check_shard(self.shard)
+            put(self, "shard", check_shard(self.shard))
         if self.established_at is not None:
             put(self, "established_at", _seconds("established_at", self.established_at))
-        _check_integer("failed_resumes", self.failed_resumes)
+        put(self, "failed_resumes", _check_integer("failed_resumes", self.failed_resumes))
         if self.extra is not _NOTHING:
             put(self, "extra", _checked_extra(self.extra))
         if len(self.account_id) + len(self.session_id or "") + len(self.app_id or "") > 512:
-            length = len(encode(self, MAX_INTEGER, MAX_SECONDS))  # at its longest
-            if length > MAX_RECORD_BYTES:
-                raise ValueError(
-                    f"account_id, session_id and app_id are too long: a record of {length} bytes, "
-                    f"at most {MAX_RECORD_BYTES}: {self.account_id[:64]!r}…"
-                )
+            _check_length(self)
+
+    def __repr__(self) -> str:
+        """Show what is set; of the session id only the beginning."""
+        shown = [f"account_id={self.account_id!r}", f"session_id={shortened(self.session_id)}"]
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if value != default:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def resumable(self) -> bool:
@@ -201,13 +268,30 @@ class SessionState:
         return bool(self.session_id) and self.last_seq is not None
 
 
+def _check_session_id(value: object) -> str:
+    session_id = value if type(value) is str else _text("session_id", value)
+    return session_id and _check_text("session_id", session_id)
+
+
+_DEFAULTS = {each.name: each.default for each in fields(SessionState)[2:-1]} | {"extra": _NOTHING}
+
+
+def _check_length(state: SessionState) -> None:
+    length = len(encode(state, MAX_INTEGER, MAX_SECONDS))  # at its longest
+    if length > MAX_RECORD_BYTES:
+        raise ValueError(
+            f"session_id and app_id are too long: a record of {length} bytes, at most "
+            f"{MAX_RECORD_BYTES}: {state.account_id[:64]!r}"
+        )
+
+
 def _checked_extra(extra: object) -> Mapping[str, Any]:
     if not isinstance(extra, Mapping):
-        raise TypeError(f"extra must be a mapping, not {extra!r}")
-    if known := _KNOWN.intersection(extra):
-        raise ValueError(f"extra repeats the known field {min(known)!r}")
+        raise TypeError(f"extra must be a mapping, not {_shown(extra)}")
     try:
         frozen: Mapping[str, Any] = _freeze(extra)
+        if known := _KNOWN.intersection(frozen):
+            raise ValueError(f"extra repeats the known field {min(known)!r}")
         try:
             length = _length(frozen, ascii_only=False)
         except UnicodeEncodeError:  # lone surrogates: `encode` will escape
@@ -240,7 +324,12 @@ def encode(
     Args:
         last_seq: written in place of the state's own.
         saved_at: seconds since the epoch, written in place of the state's own.
+
+    Raises:
+        TypeError, ValueError: `last_seq` or `saved_at` could not be read back.
     """
+    last_seq = state.last_seq if last_seq is None else check_last_seq(last_seq)
+    saved_at = state.saved_at if saved_at is None else _seconds("saved_at", saved_at)
     try:
         return _encode(state, last_seq, saved_at, encode_basestring).encode()
     except UnicodeEncodeError:  # lone surrogates in `extra`: JSON can only escape them
@@ -248,32 +337,27 @@ def encode(
 
 
 def _encode(
-    state: SessionState,
-    last_seq: int | None,
-    saved_at: float | None,
-    quote: Callable[[str], str],
+    state: SessionState, last_seq: int | None, saved_at: float, quote: Callable[[str], str]
 ) -> str:
     # Laid out by hand: five times as fast as `json.dumps(indent=2)`, for the same bytes.
-    if last_seq is None:
-        last_seq = state.last_seq
     lines = [
         f'"sessionId": {"null" if state.session_id is None else quote(state.session_id)}',
-        f'"lastSeq": {"null" if last_seq is None else int(last_seq)}',
+        f'"lastSeq": {"null" if last_seq is None else last_seq}',
         f'"lastConnectedAt": {round(state.last_connected_at * 1000)}',
-        f'"intentLevelIndex": {int(state.intent_level_index)}',
+        f'"intentLevelIndex": {state.intent_level_index}',
         f'"accountId": {quote(state.account_id)}',
-        f'"savedAt": {round((state.saved_at if saved_at is None else saved_at) * 1000)}',
+        f'"savedAt": {round(saved_at * 1000)}',
     ]
     if state.app_id is not None:
         lines.append(f'"appId": {quote(state.app_id)}')
     if state.intents is not None:
-        lines.append(f'"intents": {int(state.intents)}')
+        lines.append(f'"intents": {state.intents}')
     if state.shard is not None:
-        lines.append(f'"shard": [\n    {int(state.shard[0])},\n    {int(state.shard[1])}\n  ]')
+        lines.append(f'"shard": [\n    {state.shard[0]},\n    {state.shard[1]}\n  ]')
     if state.established_at is not None:
         lines.append(f'"establishedAt": {round(state.established_at * 1000)}')
     if state.failed_resumes:
-        lines.append(f'"failedResumes": {int(state.failed_resumes)}')
+        lines.append(f'"failedResumes": {state.failed_resumes}')
     if state.extra:
         escape = quote is encode_basestring_ascii
         lines.append(json.dumps(state.extra, indent=2, ensure_ascii=escape)[4:-2])
@@ -282,6 +366,8 @@ def _encode(
 
 def decode(data: bytes) -> SessionState:
     """Read a record, ours or the original's, whatever else the bytes may be.
+
+    A byte order mark in front, which some editors leave, is no damage.
 
     Raises:
         InvalidRecordError: for anything that is not a record.
@@ -312,7 +398,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidRecordError(f"the record is longer than {MAX_RECORD_BYTES} bytes")
     try:
-        value = _decoder.decode(data.decode())
+        value = _decoder.decode(data.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         raise InvalidRecordError(f"the record is not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):

@@ -880,8 +880,8 @@ def test_a_malformed_payload_raises_and_changes_nothing(payload: object) -> None
 
 def test_every_session_id_that_is_taken_fits_in_a_record() -> None:
     extra = {"theirs": "\ud800" + "x" * (32 * 1024 - 40)}
-    record = SessionState(account_id="b" * 10000, session_id="s", last_seq=5, extra=extra)
-    gateway = GatewaySession("b" * 10000, app_id="a" * 8000, intents=1, resume=record)
+    record = SessionState(account_id="b" * 1024, session_id="s", last_seq=5, extra=extra)
+    gateway = GatewaySession("b" * 1024, app_id="a" * 17_000, intents=1, resume=record)
     gateway.receive(ready("\U0010ffff" * 512, 2**53 - 1), 4e12)
     assert gateway.state is not None
     assert decode(encode(gateway.state)) == gateway.state

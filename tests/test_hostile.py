@@ -80,7 +80,8 @@ CORPUS: dict[str, bytes] = {
     "UTF-16": VALID.decode().encode("utf-16"),
     "overlong UTF-8": VALID.replace(b"s1", b"\xc0\xae"),
     "a surrogate in UTF-8": VALID.replace(b"s1", b"\xed\xa0\x80"),
-    "byte order mark": b"\xef\xbb\xbf" + VALID,
+    "two byte order marks": b"\xef\xbb\xbf" * 2 + VALID,
+    "a byte order mark": b"\xef\xbb\xbf",
     "two records": VALID + VALID,
     "null": b"null",
     "a string": b'"bot"',
@@ -211,6 +212,20 @@ async def test_bytes_in_the_originals_file_do_not_stop_an_account(directory: Pat
             await store.clear("a.b")
             assert await store.load("a.b") is None, name
             assert original.read_bytes() == data
+
+
+async def test_a_byte_order_mark_is_no_damage(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Notepad and PowerShell put one in front of what they save."""
+    path_of(directory).write_bytes(b"\xef\xbb\xbf" + VALID)
+    async with a_store(directory) as store:
+        assert await store.load("bot") == STATE
+        assert await store.load_all() == [STATE]
+        assert await store.cleanup() == 0
+        assert warnings_in(caplog) == []
+        await save_and_load(store)
+    assert path_of(directory).read_bytes().startswith(b"{")
 
 
 async def test_a_record_cut_off_at_any_byte_is_one_warning(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from qqbot_session import InvalidRecordError, SessionState
 from qqbot_session.state import (
+    MAX_ACCOUNT_ID,
     MAX_EXTRA_BYTES,
     MAX_INTEGER,
     MAX_RECORD_BYTES,
@@ -25,6 +26,7 @@ from qqbot_session.state import (
     check_intents,
     check_last_seq,
     check_shard,
+    check_state,
     decode,
     encode,
 )
@@ -133,9 +135,208 @@ def test_the_checks_of_arguments_refuse_what_a_state_refuses(check: Any, name: s
                 check(value)
 
 
+def test_an_account_id_has_at_most_1024_characters() -> None:
+    """Also in a record: what could not be asked for need not be kept."""  # promise 10
+    for make in (check_account_id, lambda value: SessionState(account_id=value)):
+        with pytest.raises(ValueError, match="at most 1024 characters, not 1025: '中中"):
+            make("中" * 1025)
+    with pytest.raises(InvalidRecordError, match="account_id"):
+        decode(b'{"accountId": "%s"}' % (b"x" * 1025))
+
+
+def test_an_error_names_a_huge_or_unprintable_value_in_one_short_line() -> None:
+    class Unprintable:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    for value in (Unprintable(), ["x" * 100_000], b"x" * 100_000):
+        with pytest.raises(TypeError) as caught:
+            SessionState(account_id=value)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match="last_seq") as refused:
+        check_last_seq(10**4000)
+    assert len(str(refused.value)) < 200
+
+
+# --- subclasses mean their plain value -------------------------------------------------------
+
+
+class Bot(str, enum.Enum):  # noqa: UP042 - unlike a StrEnum, its str() is "Bot.MAIN"
+    MAIN = "main"
+
+
+class Level(enum.IntEnum):
+    FULL = 2
+
+
+class Odd(str):
+    """Looks, compares and hashes like something else."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __str__(self) -> str:
+        return "another"
+
+    __repr__ = __format__ = __str__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return 0
+
+    def encode(self, *_: object) -> bytes:  # type: ignore[override]
+        return b"another"
+
+
+class OddNumber(int):
+    def __int__(self) -> int:
+        return -1
+
+    __index__ = __int__
+
+    def __str__(self) -> str:
+        return "another"
+
+    __repr__ = __str__
+
+    def __mul__(self, other: object) -> int:
+        return -1
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __le__(self, other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+
+class OddSeconds(float):
+    def __mul__(self, other: object) -> float:
+        return -1.0
+
+
+class Pair(tuple[int, int]):
+    __slots__ = ()
+
+
+def test_subclasses_of_text_and_numbers_are_their_plain_value_from_the_start() -> None:
+    """In the state, in the record and so in the file's name too."""  # promise 12
+    given_values: dict[str, Any] = {
+        "account_id": Odd("main"),
+        "session_id": Odd("s-1"),
+        "last_seq": OddNumber(7),
+        "last_connected_at": OddNumber(8),
+        "intent_level_index": Level.FULL,
+        "saved_at": OddSeconds(9.5),
+        "app_id": Bot.MAIN,
+        "intents": OddNumber(513),
+        "shard": Pair((OddNumber(1), Level.FULL)),
+        "established_at": OddSeconds(10.5),
+        "failed_resumes": OddNumber(1),
+        "extra": {Odd("x"): [Bot.MAIN, OddNumber(3), OddSeconds(1.5), {Bot.MAIN: Level.FULL}]},
+    }
+    plain: dict[str, Any] = {
+        "account_id": "main",
+        "session_id": "s-1",
+        "last_seq": 7,
+        "last_connected_at": 8.0,
+        "intent_level_index": 2,
+        "saved_at": 9.5,
+        "app_id": "main",
+        "intents": 513,
+        "shard": (1, 2),
+        "established_at": 10.5,
+        "failed_resumes": 1,
+        "extra": {"x": ("main", 3, 1.5, {"main": 2})},
+    }
+    state = SessionState(**given_values)
+    assert state == SessionState(**plain)
+    assert repr(state) == repr(SessionState(**plain))
+    assert encode(state) == encode(SessionState(**plain))
+    assert decode(encode(state)) == state
+    for name, value in plain.items():
+        assert type(getattr(state, name)) is type(value) or name == "extra"
+    assert [type(number) for number in state.shard or ()] == [int, int]
+    (values,) = state.extra.values()
+    assert [type(value) for value in values[:3]] == [str, int, float]
+    assert [(type(name), type(value)) for name, value in values[3].items()] == [(str, int)]
+
+
+def test_the_checks_return_the_plain_value() -> None:
+    account_id, number = check_account_id(Bot.MAIN), check_last_seq(OddNumber(7))
+    assert (account_id, type(account_id), number, type(number)) == ("main", str, 7, int)
+    assert type(check_app_id(Odd("x"))) is str
+    assert type(check_intents(Level.FULL)) is int
+    assert type(check_shard(Pair((0, 1)))) is tuple
+
+
+@pytest.mark.parametrize("value", [Odd(""), Odd("a\0b"), Odd("\ud800")])
+def test_a_subclass_is_judged_by_its_plain_value(value: str) -> None:
+    with pytest.raises(ValueError, match="account_id"):
+        SessionState(account_id=value)
+    with pytest.raises(ValueError, match="last_seq"):
+        SessionState(account_id="a", last_seq=OddNumber(-1))
+
+
+def test_what_only_pretends_to_be_text_is_refused() -> None:
+    class Pretender:
+        __class__ = str  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="account_id must be a str"):
+        SessionState(account_id=Pretender())  # type: ignore[arg-type]
+
+
+def test_a_state_of_a_subclass_that_skips_the_checks_is_checked_before_it_is_kept() -> None:
+    class Unchecked(SessionState):
+        def __post_init__(self) -> None:
+            pass
+
+    assert check_state(FULL) is FULL
+    plain = check_state(Unchecked(account_id=Bot.MAIN, last_seq=1))
+    assert (type(plain), plain) == (SessionState, SessionState(account_id="main", last_seq=1))
+    with pytest.raises(ValueError, match="last_seq"):
+        check_state(Unchecked(account_id="a", last_seq=-1))
+    with pytest.raises(TypeError, match="must be a SessionState, not None"):
+        check_state(None)
+
+
+# --- what is shown ---------------------------------------------------------------------------
+
+
+def test_a_repr_shows_what_is_set_and_the_session_id_only_shortened() -> None:  # promise 15
+    assert repr(SessionState(account_id="a")) == "SessionState(account_id='a', session_id=None)"
+    shown = repr(SessionState(account_id="a", session_id="5f1c-secret", last_seq=0, shard=(0, 2)))
+    assert shown == "SessionState(account_id='a', session_id='5f1c…', last_seq=0, shard=(0, 2))"
+    for name, value in asdict(FULL).items():
+        assert name == "session_id" or f"{name}={value!r}" in repr(FULL)
+
+
+@pytest.mark.parametrize(
+    "value", [b"5f1c9e0d-secret", ["5f1c9e0d-secret"], "5f1c9e0d\0secret", "5f1c9e0d\udfffsecret"]
+)
+def test_an_error_shows_the_session_id_only_shortened(value: Any) -> None:  # promise 15
+    with pytest.raises((TypeError, ValueError), match="session_id") as caught:
+        SessionState(account_id="a", session_id=value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("saved_at", [-0.001, float("nan"), float("inf"), 4.1e12])
+def test_a_stamp_that_could_not_be_read_back_is_not_written(saved_at: float) -> None:
+    """As from a clock before 1970, or one that is not a number."""
+    with pytest.raises(ValueError, match="saved_at"):
+        encode(FULL, 1, saved_at)
+    with pytest.raises(TypeError, match="saved_at"):
+        encode(FULL, 1, "now")  # type: ignore[arg-type]
+
+
 def test_the_limits_themselves_are_allowed() -> None:
     state = SessionState(
-        account_id="x" * 10_000,
+        account_id="x" * MAX_ACCOUNT_ID,
         session_id="",
         last_seq=MAX_INTEGER,
         intents=0,
@@ -370,6 +571,7 @@ def test_a_state_of_any_size_is_refused_or_fits_in_a_record(
 ) -> None:
     """What we write we can read back; and nothing is refused that would fit."""  # promise 14
     names = dict(zip(["account_id", "session_id", "app_id"], lengths, strict=True))
+    names["account_id"] %= MAX_ACCOUNT_ID + 1
     fields = {name: unit * max(count, 1) for name, count in names.items()}
     try:
         state = SessionState(**fields, extra={"x": extra[0] + "y" * extra[1]})  # type: ignore[arg-type]
@@ -384,12 +586,12 @@ def test_a_state_of_any_size_is_refused_or_fits_in_a_record(
         assert decode(record).account_id == state.account_id
 
 
-def test_the_longest_id_leaves_room_for_the_longest_number_and_stamp() -> None:
+def test_a_session_id_as_long_as_it_may_be_leaves_room_for_the_longest_number_and_stamp() -> None:
     """They are put in when the record is encoded, long after the state was checked."""
     longest = None
     for length in range(MAX_RECORD_BYTES - 400, MAX_RECORD_BYTES):
         try:
-            longest = SessionState(account_id="x" * length, session_id="s")
+            longest = SessionState(account_id="a", session_id="x" * length)
         except ValueError:
             break
     assert longest is not None
@@ -449,7 +651,7 @@ GOOD = encode(FULL)
         b'{"accountId": null}',
         b'{"sessionId": "s", "lastSeq": 1}',
         b"\xff\xfe" + GOOD,
-        b"\xef\xbb\xbf" + GOOD,
+        b"\xef\xbb\xbf" * 2 + GOOD,
         GOOD.decode().encode("utf-16"),
         GOOD + GOOD,
         GOOD + b"x",
