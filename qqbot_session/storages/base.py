@@ -15,6 +15,13 @@ READ_LIMIT = MAX_RECORD_BYTES + 1
 """Bytes any read returns at most: one more than a record may have, so that it shows."""
 
 
+class NotRegularError(OSError):
+    """Something else than a file, such as a link or a device, stands in a record's place.
+
+    It does not go away by itself: to try again is no use.
+    """
+
+
 @runtime_checkable
 class Storage(Protocol):
     """Where records live. Every method may be called while others run."""

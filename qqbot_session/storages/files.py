@@ -36,7 +36,7 @@ from typing import ParamSpec, TypeVar
 import aiofiles.os
 
 from ..state import account_of
-from .base import READ_LIMIT
+from .base import READ_LIMIT, NotRegularError
 
 if sys.platform == "darwin":
     import fcntl
@@ -216,7 +216,7 @@ class FileStorage:
             return None
         try:
             data = _read_file(path)
-        except _NotRegularError:  # nobody's record
+        except NotRegularError:  # nobody's record
             return None
         return (path, data) if data is not None and account_of(data) == account_id else None
 
@@ -434,10 +434,6 @@ def _token() -> str:
     return os.urandom(8).hex()
 
 
-class _NotRegularError(OSError):
-    """Something else than a file stands in a record's place."""
-
-
 def _read_file(path: str) -> bytes | None:
     """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is."""
     try:
@@ -446,7 +442,7 @@ def _read_file(path: str) -> bytes | None:
         return None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-            raise _NotRegularError(error.errno, "is not a regular file", path) from None
+            raise NotRegularError(error.errno, "is not a regular file", path) from None
         raise
     try:
         status = os.fstat(file)
@@ -463,7 +459,7 @@ def _read_file(path: str) -> bytes | None:
 
 def _require_regular(status: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise _NotRegularError(errno.EINVAL, "is not a regular file", path)
+        raise NotRegularError(errno.EINVAL, "is not a regular file", path)
 
 
 def _write_file(path: str, data: bytes) -> int:
