@@ -738,7 +738,7 @@ async def test_save_nowait_names_what_is_no_state(store: AsyncSessionStore) -> N
         (ValueError, {"storage": ""}),
         (ValueError, {"storage": "a\0b"}),
         (ValueError, {"storage": "redis://localhost"}),
-        (ValueError, {"storage": "sqlite:sessions.db"}),
+        (ValueError, {"storage": "sqlite:///sessions.db"}),
     ],
 )
 def test_a_wrong_argument_of_the_constructor_is_named(error: Any, arguments: Any) -> None:
