@@ -1,0 +1,68 @@
+"""What a `LocalGateway` can be told, and what its script holds in store."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+Shard = tuple[int, int]
+Refusal = int | Literal["op9"] | None
+Withheld = Literal["HELLO", "READY", "RESUMED"]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Settings:
+    """The keyword arguments of `LocalGateway`, which says what they mean."""
+
+    app_id: str = "102000000"
+    client_secret: str = "local-secret"
+    host: str = "127.0.0.1"
+    port: int = 0
+    heartbeat_interval: float = 45.0
+    shards: int = 1
+    session_starts: int = 1000
+    session_reset: float = 86_400.0
+    max_concurrency: int = 1
+    identify_window: float | None = None
+    gateway_rate: float | None = None
+    payload_rate: int | None = None
+    granted_intents: int | None = None
+    deduplicate_replies: bool = False
+    token_lifetime: float = 7200.0
+    replay_limit: int = 10_000
+    session_ttl: float | None = None
+    unknown_session_code: int | None = 4006
+    ready_shard: Shard | None = None
+    latency: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Be there for `LocalGateway` to override: the constructor calls it."""
+
+
+@dataclass(slots=True)
+class Script:
+    """The misfortunes that wait for whoever comes next."""
+
+    upgrades: deque[int | None] = field(default_factory=deque)  # HTTP statuses; None = cut off
+    identifies: deque[Refusal] = field(default_factory=deque)
+    resumes: deque[Refusal] = field(default_factory=deque)
+    withheld: Counter[Withheld] = field(default_factory=Counter)
+    half_open: int = 0
+    late: int = 0
+    acks_muted: bool = False
+
+    def withholds(self, frame: Withheld) -> bool:
+        """Return whether this frame is to be left out, and count it."""
+        if self.withheld[frame] <= 0:
+            return False
+        self.withheld[frame] -= 1
+        return True
+
+    def opens_half(self) -> bool:
+        """Return whether this line is to be half-open, and count it."""
+        self.half_open -= 1
+        if self.half_open >= 0:
+            return True
+        self.half_open = 0
+        return False
