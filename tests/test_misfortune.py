@@ -576,7 +576,7 @@ async def test_malformed_and_hostile_frames_change_nothing_and_the_next_event_is
     rng = random.Random(seed)
     storage = FileStorage(directory)
     async with LocalGateway() as qq, AsyncSessionStore(storage, debounce=0) as store:
-        gateway = GatewaySession(ACCOUNT, app_id=qq.app_id, intents=1, remember_events=8)
+        gateway = GatewaySession(ACCOUNT, app_id=qq.app_id, intents=1 << 25, remember_events=8)
         bot = ReadingBot(gateway, store)
         running = asyncio.create_task(bot.run(qq.ws_url, await fetch_token(qq)))
         try:
