@@ -1,0 +1,322 @@
+"""What would keep a storage from keeping sessions, for `qqbot-session doctor`.
+
+Every check is a `Finding` of its own and ends no other; what it found is said with what to do. All
+but one only look: whether files can be written there is tried with a file that bears the name of
+an interrupted write, so that a cleanup removes it should the command be killed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .errors import InvalidRecordError
+from .state import decode
+from .storages import FileStorage, Storage
+from .storages.files import file_name, original_name
+
+Level = Literal["ok", "note", "problem"]
+
+_LEFT_OVER_AGE = 3600.0  # seconds; younger ones may be a write under way
+_SLOW = 1.0  # seconds for one durable write
+_LITTLE = 16 * 1024 * 1024  # bytes
+_SKEW = 5.0  # seconds
+_SHOWN = 3  # names in one line
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        level: `problem` if sessions may be lost by it, `note` if it is worth a look.
+        subject: what was looked at.
+        text: what was found.
+        advice: what to do about it; empty if nothing is to be done.
+    """
+
+    level: Level
+    subject: str
+    text: str
+    advice: str = ""
+
+    def fields(self) -> dict[str, str | None]:
+        """Return what `--json` prints of it."""
+        return {
+            "level": self.level,
+            "subject": self.subject,
+            "text": self.text,
+            "advice": self.advice or None,
+        }
+
+
+async def examine(storage: Storage, *, max_age: float | None) -> AsyncIterator[Finding]:
+    """Yield what there is to say about the storage and its records.
+
+    Args:
+        max_age: seconds after which a record counts as expired, `None` = never.
+    """
+    path = path_of(storage)
+    if isinstance(storage, FileStorage):
+        for finding in _examine_directory(storage):
+            yield finding
+    elif path is not None:  # an `SqliteStorage`, which is imported only where it is used
+        for finding in _examine_database(path):
+            yield finding
+    async for finding in _examine_records(storage, max_age):
+        yield finding
+
+
+def path_of(storage: Storage) -> str | None:
+    """Return where on this machine the storage lies, `None` if that is not a path."""
+    path = getattr(storage, "directory", None) or getattr(storage, "path", None)
+    return path if isinstance(path, str) else None
+
+
+def shown_key(key: str) -> str:
+    """Return what names a record of `scan` that has no account id: its key, fit to be shown."""
+    return key.lstrip("\0")
+
+
+def irregular(directory: str) -> list[str]:
+    """Return the names in a record's place that are no regular files, in order."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if _RECORD.fullmatch(entry.name) and not entry.is_file(follow_symlinks=False)
+            )
+    except FileNotFoundError:
+        return []
+
+
+_RECORD = re.compile(r"session-.*\.json", re.DOTALL)
+_TEMPORARY = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
+
+
+# Records, wherever they lie
+
+
+async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIterator[Finding]:
+    now = time.time()
+    kinds: Counter[str] = Counter()
+    corrupt, foreign, future = [], [], []
+    try:
+        async for key, data in storage.scan():
+            try:
+                state = decode(data)
+            except InvalidRecordError:
+                corrupt.append(shown_key(key))
+                continue
+            age = now - state.saved_at
+            if not _names(key, state.account_id):
+                foreign.append(shown_key(key))
+            elif age < -_SKEW:
+                future.append(state.account_id)
+            expired = max_age is not None and abs(age) > max_age
+            kinds["expired" if expired else "resumable" if state.resumable else "without one"] += 1
+    except Exception as error:  # noqa: BLE001 - whatever a storage raises is the finding
+        yield Finding("problem", "records", f"cannot be listed: {error}", "Bots will Identify.")
+        return
+    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "none"
+    yield Finding("ok", "records", counts)
+    if corrupt:
+        text = f"{len(corrupt)} corrupt: {_some(corrupt)}"
+        yield Finding("problem", "records", text, "`cleanup` removes them; then look at the disk.")
+    if foreign:
+        text = f"{len(foreign)} under a name that is not their account's: {_some(foreign)}"
+        yield Finding("note", "records", text, "Copies or renamed files: no bot will read them.")
+    if future:
+        text = f"{len(future)} saved in the future: {_some(future)}"
+        yield Finding("problem", "clock", text, "Machines that share sessions need NTP.")
+    else:
+        yield Finding("ok", "clock", "no record comes from the future")
+
+
+def _names(key: str, account_id: str) -> bool:
+    """Whether the place is one that this account's record may have."""
+    name = shown_key(key)
+    return name in (account_id, file_name(account_id), original_name(account_id))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(ascii(name)[1:-1] for name in names[:_SHOWN]) + more
+
+
+# Files
+
+
+def _examine_directory(storage: FileStorage) -> Iterator[Finding]:
+    directory = storage.directory
+    try:
+        status = Path(directory).stat()
+    except OSError as error:
+        yield Finding("problem", "directory", str(error), "Is the path right, the volume mounted?")
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        text = f"{directory} is not a directory"
+        yield Finding("problem", "directory", text, "Nothing can be stored here.")
+        return
+    yield Finding("ok", "directory", directory)
+    yield from _examine_modes(directory, status)
+    yield from _examine_names(directory)
+    yield from _try_to_write(directory)
+    yield from _examine_space(directory)
+
+
+def _examine_modes(directory: str, status: os.stat_result) -> Iterator[Finding]:
+    if os.name == "nt":
+        return
+    open_to = [] if stat.S_IMODE(status.st_mode) & 0o077 == 0 else [directory]
+    others = []
+    for entry in _entries(directory):
+        if _is_record(entry):
+            there = entry.stat(follow_symlinks=False)
+            if stat.S_IMODE(there.st_mode) & 0o077:
+                open_to.append(entry.name)
+            if there.st_uid != status.st_uid:
+                others.append(entry.name)
+    if open_to:
+        text = f"others may read {_some(open_to)}"
+        yield Finding("note", "modes", text, f"chmod -R go= {directory}")
+    else:
+        yield Finding("ok", "modes", "only their owner may read the records")
+    if others:
+        text = f"{len(others)} record(s) of another owner: {_some(others)}"
+        yield Finding("problem", "modes", text, "Run the bots as one user, or chown the directory.")
+
+
+def _examine_names(directory: str) -> Iterator[Finding]:
+    if strangers := irregular(directory):
+        text = f"{len(strangers)} in the place of records: {_some(strangers)}"
+        yield Finding("problem", "not files", text, "Move them away: they are never touched.")
+    unreadable = []
+    left_over = 0
+    for entry in _entries(directory):
+        if _TEMPORARY.fullmatch(entry.name):
+            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            left_over += age > _LEFT_OVER_AGE
+        elif _is_record(entry) and not os.access(entry.path, os.R_OK):
+            unreadable.append(entry.name)
+    if unreadable:
+        text = f"{len(unreadable)} that this user may not read: {_some(unreadable)}"
+        yield Finding("problem", "unreadable", text, "Run as the user who runs the bots.")
+    if left_over:
+        text = f"{left_over} of interrupted writes"
+        yield Finding("note", "left-overs", text, "`cleanup` removes them.")
+    else:
+        yield Finding("ok", "left-overs", "none")
+
+
+def _is_record(entry: os.DirEntry[str]) -> bool:
+    return bool(_RECORD.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False)
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError:  # `records` tells
+        return []
+
+
+def _try_to_write(directory: str) -> Iterator[Finding]:
+    token = os.urandom(8).hex()
+    first, second = (Path(directory, f".qqbot-session-{token}-{n}.tmp") for n in (0, 1))
+    began = time.perf_counter()
+    try:
+        file = os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(file, b"{}")
+            os.fsync(file)
+        finally:
+            os.close(file)
+        first.replace(second)
+        seconds = time.perf_counter() - began
+        stamp = second.stat().st_mtime
+    except OSError as error:
+        text = f"a file cannot be written, synced and renamed: {error}"
+        yield Finding("problem", "writing", text, "Every session is lost with its process.")
+        return
+    finally:
+        for path in (first, second):
+            path.unlink(missing_ok=True)
+    text = f"written, synced and renamed in {seconds * 1000:.1f} ms"
+    if seconds > _SLOW:
+        yield Finding("note", "writing", text, "A slow disk: a crash costs more repeated events.")
+    else:
+        yield Finding("ok", "writing", text)
+    if abs(stamp - time.time()) > _SKEW:
+        text = f"the volume's clock differs by {stamp - time.time():.0f} s"
+        yield Finding("note", "clock", text, "Use NTP on both machines.")
+
+
+def _examine_space(directory: str) -> Iterator[Finding]:
+    free = shutil.disk_usage(directory).free
+    text = f"{free / 2**20:,.0f} MiB free"
+    if free < _LITTLE:
+        yield Finding("problem", "space", text, "A full disk keeps the newest states in memory.")
+    else:
+        yield Finding("ok", "space", text)
+    if hasattr(os, "statvfs"):
+        there = os.statvfs(directory)
+        if there.f_files and there.f_favail < 100:
+            text = f"{there.f_favail} inodes free"
+            yield Finding("problem", "space", text, "No new file can be made there.")
+
+
+# SQLite
+
+
+def _examine_database(path: str) -> Iterator[Finding]:
+    directory = str(Path(path).resolve().parent)
+    try:
+        mode = stat.S_IMODE(Path(path).stat().st_mode)
+    except OSError as error:
+        yield Finding("problem", "database", str(error), "Is the path right, the volume mounted?")
+        return
+    yield Finding("ok", "database", path)
+    if mode & 0o077 and os.name != "nt":
+        yield Finding("note", "modes", f"others may read {path}", f"chmod go= {path}*")
+    yield from _ask_database(path)
+    yield from _try_to_write(directory)
+    yield from _examine_space(directory)
+
+
+def _ask_database(path: str) -> Iterator[Finding]:
+    import sqlite3
+
+    yield Finding("ok", "SQLite", sqlite3.sqlite_version)
+    uri = f"{Path(path).resolve().as_uri()}?mode=ro"
+    try:
+        connection = sqlite3.connect(uri, uri=True, timeout=_SLOW)
+        try:
+            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+            holders = connection.execute(
+                "SELECT account_id FROM leases WHERE ends > ?1 AND ends <= ?1 + ttl",
+                (time.monotonic(),),
+            ).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        text = f"cannot be examined: {error}"
+        yield Finding("problem", "database", text, "Stop the bots, and look at the disk.")
+        return
+    if answer == "ok":
+        yield Finding("ok", "integrity", f"intact, journal {journal}")
+    else:
+        text = f"corrupt: {answer}"
+        yield Finding("problem", "integrity", text, "The next write sets it aside; see the disk.")
+    names = [name for (name,) in holders]
+    yield Finding("ok", "leases", f"{len(names)} held: {_some(names)}" if names else "none held")
