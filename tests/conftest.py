@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from blockbuster import BlockBuster
 
+pytest_plugins = ["qqbot_session.testing.plugin"]
+
 
 class VirtualSelector(selectors.DefaultSelector):
     """Add the time-out to `now` instead of waiting, unless a thread is at work."""
