@@ -470,7 +470,7 @@ def _printable(text: str) -> str:
 
 
 def _shown(session_id: str, *, full: bool) -> str:
-    return _printable(session_id if full or len(session_id) <= 8 else f"{session_id[:4]}…")
+    return _printable(session_id if full else f"{session_id[:4]}…")
 
 
 def _age(seconds: float) -> str:
