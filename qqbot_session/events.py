@@ -1,4 +1,7 @@
-"""What the gateway said: one class per kind of frame."""
+"""What the gateway said: one class per kind of frame.
+
+Events are values, and not frozen only because making a frozen one takes four times as long.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,26 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class _Event:
     """What every event carries.
 
     Attributes:
-        released: sequence numbers of events that were held too long, or were too many, and now no
-            longer hold the mark: worth a warning, because a crash may lose them.
+        released: sequence numbers of events that were held too long, and now no longer hold the
+            mark: worth a warning, because a crash may lose them.
     """
 
     released: tuple[int, ...] = field(default=(), kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Hello(_Event):
-    """Op 10, the first frame: answer with `handshake`, then beat every `heartbeat_interval` s."""
+    """Op 10, the first frame; `heartbeat_interval` is in seconds."""
 
     heartbeat_interval: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Ready(_Event):
     """READY: Identify succeeded and there is a new session; `user` is the bot, as received."""
 
@@ -35,14 +38,14 @@ class Ready(_Event):
     user: Any = field(hash=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Resumed(_Event):
     """RESUMED: Resume succeeded and everything missed has been delivered."""
 
     seq: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Dispatch(_Event):
     """An event for the bot.
 
@@ -54,8 +57,8 @@ class Dispatch(_Event):
         replayed: it came between Resume and RESUMED.
         already_handled: skip it. Its number was settled before, or a handler of this process still
             has it, or its id is in the memory of recent events. Only ever set when that is certain.
-        fingerprint: what the memory of recent events knows it by; `None` without that memory.
-        generation: the `Watermark.generation` it belongs to.
+        name: what the memory of recent events knows it by; `None` without that memory.
+        generation: which session of which `GatewaySession` of this process it belongs to.
     """
 
     type: str
@@ -64,38 +67,38 @@ class Dispatch(_Event):
     data: Any = field(default=None, hash=False)
     replayed: bool = False
     already_handled: bool = False
-    fingerprint: str | None = field(default=None, repr=False)
+    name: str | None = field(default=None, repr=False)
     generation: int = field(default=0, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Reconnect(_Event):
-    """Op 7: close the socket (with 4000, not 1000) and connect again. The session is kept."""
+    """Op 7: the gateway wants the line taken up anew. The session is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class InvalidSession(_Event):
-    """Op 9: close the socket and connect again. The session is kept only if `resumable`."""
+    """Op 9: the handshake was refused. The session is kept only if `resumable`."""
 
     resumable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class HeartbeatRequest(_Event):
-    """Op 1 from the gateway: answer with `heartbeat` at once."""
+    """Op 1 from the gateway; the answer is among the frames to send."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class HeartbeatAck(_Event):
-    """Op 11: the line is alive. Save the state, unchanged as it is, to refresh its `saved_at`."""
+    """Op 11: the line is alive. Recorded, it refreshes the record's `saved_at`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Stale(_Event):
     """A frame of a connection that was replaced or closed. It changed nothing: ignore it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Unknown(_Event):
     """An op that no document names. It changed nothing: ignore it."""
 

@@ -1,22 +1,26 @@
-"""`GatewaySession`, the Identify and Resume rules of QQ's gateway for any WebSocket library.
+"""`GatewaySession` and its `Connection`: QQ's gateway protocol for any WebSocket library.
 
 Rules:
 
-* Pure: decoded payloads in, events and payloads out. No socket, clock, task, store or log; it
-  never sees the token but to put it into a handshake. Not for use from several threads.
-* Every `now` is seconds since the epoch (`time.time()`), because ages outlive the process.
-* A payload is checked in full before anything changes: after `GatewayProtocolError` everything
+* Pure: frames in, events, frames and a timer out. No socket, clock, task, store or log. Not for
+  use from several threads.
+* A loop around it sends `frames_to_send`, sleeps until `get_timer`, hands over what it receives,
+  and closes when `close_with` says so. Heartbeats, time-outs and answers are decided here.
+* Every `now` is seconds since the epoch, because ages outlive the process; but from a clock that
+  nobody sets, such as `time.time()` taken once plus what `time.monotonic()` has gone since, so
+  that a step of the wall clock is no dead line (promise 11).
+* A frame is checked in full before anything changes: after `GatewayProtocolError` everything
   is as it was, and the socket may be read on (promise 19).
 * What is stored is the number up to which everything is handled; heartbeats report the highest
   number received (promise 18).
 * A session ends only when the gateway says so, its Resumes went unanswered, or it is too old.
 * Policy is a table: `CLOSE_RULES`.
+* The token is kept from `opened` until it is in the handshake, and shown nowhere.
 
 One `Connection` per socket, made by `GatewaySession.connect` just before the socket is. Once a
 newer one is made, or it was closed, the older one changes nothing any more: what it receives is
 `Stale`, and its close is `Next.IGNORE`. Late frames and closes of a replaced socket so need no
-care. Who has only one socket at a time may call the same methods on the `GatewaySession` itself:
-they act on the latest connection, and make one after `closed`.
+care.
 
 The session of a bot belongs to its app, environment, shard and intents: give production and
 sandbox, and every shard, an account id of its own.
@@ -28,13 +32,17 @@ opcode.md and error-trace/websocket.md. What no document says is marked "our cho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import json
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import Enum
-from typing import Any
+from itertools import count
+from typing import Any, Literal, NoReturn
 
-from .closes import CLOSE_RULES, IDENTIFY_WAIT, IGNORE, CloseRule, Next
+from .closes import CLOSE_RULES, IGNORE, NO_VERDICT, CloseRule, Next, Pace
 from .errors import GatewayProtocolError
 from .events import (
     Dispatch,
@@ -82,10 +90,16 @@ __all__ = [
 ]
 
 _MAX_SESSION_ID = 512  # characters; the gateway's are UUIDs
-_REFUSED_WAIT = 60.0  # seconds; our choice, as long as the clients we read wait for a rate limit
-_BACK_OFF = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, by closes without READY or RESUMED
+_MAX_FRAME = 4 * 2**20  # characters or bytes; our choice, aiohttp's default
+_CLOSE_CODE = 4000  # our choice: 1000 and 1001 might end the session
+_PATIENCE = 20.0  # seconds for Hello, then for READY or RESUMED after each event; our choice
+_LATE = 1.0  # seconds; a timer that fires later judges nothing, and is asked again as much later
+_REFUSALS = 3  # Identifies in a row answered with op 9, then it stops; our choice
 _SETTLED_ABOVE = "settledAbove"  # fields of ours in `SessionState.extra`
+_HELD_SECONDS = "heldSeconds"
 _RECENT_EVENTS = "recentEvents"
+
+_generations = count(1)
 
 
 class _Phase(Enum):
@@ -99,19 +113,44 @@ class _Phase(Enum):
 class Connection:
     """One socket's part of a `GatewaySession`; `GatewaySession.connect` makes it.
 
-    Attributes:
-        heartbeat_interval: seconds, from Hello; `None` before it.
-        acknowledged: whether the last heartbeat was acknowledged. If it is not when the next one
-            is due, the line is dead: close it with 4000.
+    A loop for any WebSocket library::
+
+        connection = gateway.connect()
+        # open the socket, then
+        connection.opened(token, now())
+        while connection.close_with is None:
+            # send each of connection.frames_to_send(), in order;
+            # wait for a frame until connection.get_timer(), then
+            connection.handle_timer(now())  # if none came
+            event = connection.receive(frame, now())  # if one came
+            # start what handles a Dispatch that is not already_handled;
+            # store.record(gateway)
+        # close the socket with close_with, if it is still open
+        rule = connection.closed(code)
     """
 
-    __slots__ = ("_gateway", "_phase", "acknowledged", "heartbeat_interval")
+    __slots__ = (
+        "_beat_at",
+        "_close_with",
+        "_deadline",
+        "_gateway",
+        "_interval",
+        "_outbox",
+        "_phase",
+        "_token",
+        "_unanswered",
+    )
 
     def __init__(self, gateway: GatewaySession) -> None:
         self._gateway = gateway
         self._phase = _Phase.OPENED
-        self.heartbeat_interval: float | None = None
-        self.acknowledged = True
+        self._token: str | None = None  # until it is in the handshake
+        self._interval: float | None = None  # seconds between heartbeats, once Hello has come
+        self._deadline: float | None = None  # for Hello, then for READY or RESUMED
+        self._beat_at: float | None = None  # when the next heartbeat is due
+        self._unanswered = False  # whether a heartbeat waits for its acknowledgement
+        self._outbox: list[str] = []
+        self._close_with: int | None = None
 
     def __repr__(self) -> str:
         return f"<Connection phase={self._phase.value} stale={self.stale}>"
@@ -121,72 +160,105 @@ class Connection:
         """Whether the connection was replaced by a newer one, or closed."""
         return self._gateway._connection is not self
 
-    def receive(self, payload: object, now: float) -> Event:
-        """Take one decoded frame and say what it means.
+    @property
+    def close_with(self) -> int | None:
+        """The code to close the socket with, now; `None` = go on."""
+        return _CLOSE_CODE if self.stale else self._close_with
+
+    def opened(self, token: str, now: float) -> None:
+        """Note that the socket is open: from here on there are frames to send, and a timer.
+
+        Args:
+            token: the access token, with or without `QQBot ` before it. It is dropped as soon as
+                the handshake holds it.
+            now: seconds since the epoch.
+        """
+        _check_now(now)
+        bearer = _bearer(token)
+        if self.stale or self._phase is not _Phase.OPENED:
+            return
+        self._gateway._now = now
+        self._token = bearer
+        self._deadline = now + _PATIENCE
+        if self._interval is not None:  # Hello was read before
+            self._shake_hands(now)
+
+    def frames_to_send(self) -> list[str]:
+        """Return what is to be sent now, in order; each frame is returned once."""
+        frames, self._outbox = self._outbox, []
+        return frames
+
+    def get_timer(self) -> float | None:
+        """Return when to call `handle_timer`, in seconds since the epoch; `None` = never.
+
+        It may change with every other call.
+        """
+        if self._deadline is None or self._beat_at is None:
+            return self._beat_at if self._deadline is None else self._deadline
+        return min(self._deadline, self._beat_at)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due: beat, or give a dead or silent line up. Too early does no harm.
+
+        What fires more than a second late judges nothing, and asks again a second later: the
+        process was held up, and what it waits for may lie unread in the socket.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        _check_now(now)
+        if self.stale:
+            return
+        self._gateway._now = now
+        if self._deadline is not None and now >= self._deadline:
+            self._deadline = self._give_up(self._deadline, now)
+        if self._beat_at is not None and now >= self._beat_at:
+            if self._unanswered:
+                self._beat_at = self._give_up(self._beat_at, now)
+            else:
+                self._beat(now)
+
+    def receive(self, frame: str | bytes | Mapping[str, Any], now: float) -> Event:
+        """Take one frame and say what it means.
 
         Also lets go what has been held too long (`released` of the event); heartbeat
         acknowledgements see to it that this happens on a quiet line, too.
 
         Args:
-            payload: the decoded JSON.
+            frame: as the socket gave it, or decoded.
             now: seconds since the epoch.
 
         Raises:
             GatewayProtocolError: the frame has not the documented shape. Nothing has changed.
         """
-        _check_now(now)
-        if self.stale:
+        if type(now) is not float or not 0.0 <= now <= MAX_SECONDS:
+            _check_now(now)
+        gateway = self._gateway
+        if gateway._connection is not self:
             return Stale()
-        if not isinstance(payload, Mapping):
-            raise GatewayProtocolError(f"a payload must be an object, not {_short(payload)}")
+        payload = frame if type(frame) is dict else _decode(frame)
         op = payload.get("op")
-        if not isinstance(op, int) or isinstance(op, bool):
+        if type(op) is not int and (not isinstance(op, int) or isinstance(op, bool)):
             raise GatewayProtocolError(f"op must be an integer, not {_short(op)}")
         rule = _OPERATIONS.get(op)
         event = Unknown(op, payload) if rule is None else rule(self, payload, now)
-        released = self._gateway._watermark.release(now)
-        return replace(event, released=tuple(released)) if released else event
-
-    def handshake(self, token: str, now: float) -> dict[str, Any]:
-        """Return what answers Hello: Resume if there is something to resume, else Identify.
-
-        A Resume counts as failed until RESUMED comes, so save the state after sending it. An
-        Identify forgets the old session. Resume needs the token's prefix as Identify does, which
-        is what all clients but botgo send.
-
-        Args:
-            token: the access token, with or without `QQBot ` before it. It is not kept.
-            now: seconds since the epoch.
-
-        Raises:
-            RuntimeError: the connection was replaced or closed.
-        """
-        _check_now(now)
-        bearer = _bearer(token)
-        if self.stale:
-            raise RuntimeError("handshake on a connection that was replaced or closed")
-        data = self._gateway._resume_data(now)
-        self._phase = _Phase.IDENTIFYING if data is None else _Phase.RESUMING
-        self.acknowledged = True
-        if data is None:
-            return {"op": 2, "d": {"token": bearer, **self._gateway._identify_data()}}
-        return {"op": 6, "d": {"token": bearer, **data}}
-
-    def heartbeat(self) -> dict[str, Any]:
-        """Return a heartbeat: the highest number received, or `None` before there is any."""
-        self.acknowledged = False
-        return {"op": 1, "d": self._gateway.received}
+        gateway._now = now
+        if released := gateway._watermark.release(now):
+            event.released = released
+        return event
 
     def closed(self, code: int | None) -> CloseRule:
         """Say what follows from the end of this connection, and end it.
 
         Call it for every end: a close by either side, a broken line, a socket that never opened.
-        The rule is the table's row with what else is known put in: `next` is IDENTIFY instead of
-        RESUME if there is nothing to resume or it was tried too often; `wait` is at least 5 s
-        before an Identify (the gateway's `max_concurrency` is per 5 s), at least 60 s after a
-        token was refused twice in a row or an Identify was answered with op 9 (which means bad
-        token, intents or limits, so the token is refreshed), and grows up to 60 s while neither
-        READY nor RESUMED comes. Both are our choice.
+        The rule is the table's row with what else is known put in. `next` is IDENTIFY instead of
+        RESUME if there is nothing to resume or it was tried too often, and STOP after the third
+        Identify in a row that was answered with op 9, which means bad intents, token or limits.
+        `wait` grows up to 60 s until a line has lived: a heartbeat was acknowledged after READY
+        or RESUMED. It is at least 60 s after a token was refused twice in a row, or after op 9
+        upon an Identify, for which the token is refreshed. Before an Identify it is at least 5 s
+        (the gateway's `max_concurrency` is per 5 s), and as long as the Identify budget of this
+        `GatewaySession` demands: 20 at once, then one per 500 s. All waits are our choice.
 
         Args:
             code: the close code, `None` if there was no close frame.
@@ -195,7 +267,71 @@ class Connection:
             raise TypeError(f"code must be an int or None, not {code!r}")
         if self.stale:
             return IGNORE
-        return self._gateway._judge(code, refused=self._phase is _Phase.REFUSED)
+        self._token = None
+        self._outbox.clear()
+        return self._gateway._judge(code, self._phase)
+
+    # For loops that write their own frames, until they have moved to the methods above.
+
+    @property
+    def heartbeat_interval(self) -> float | None:
+        return self._interval
+
+    @property
+    def acknowledged(self) -> bool:
+        return not self._unanswered
+
+    def handshake(self, token: str, now: float) -> dict[str, Any]:
+        bearer = _bearer(token)
+        data = self._gateway._resume_data(now)
+        self._phase = _Phase.IDENTIFYING if data is None else _Phase.RESUMING
+        data = self._gateway._identify_data() if data is None else data
+        op = 2 if self._phase is _Phase.IDENTIFYING else 6
+        return {"op": op, "d": {"token": bearer, **data}}
+
+    def heartbeat(self) -> dict[str, Any]:
+        self._unanswered = True
+        return {"op": 1, "d": self._gateway.received}
+
+    def _give_up(self, due: float, now: float) -> float:
+        """Close the line, unless this comes late; return when to ask again."""
+        if now - due <= _LATE:
+            self._close_with = _CLOSE_CODE
+            return due
+        return now + _LATE
+
+    def _shake_hands(self, now: float) -> None:
+        """Write Resume if there is something to resume, else Identify.
+
+        Resume needs the token's prefix as Identify does, which is what all clients but botgo send.
+        """
+        gateway, token, self._token = self._gateway, self._token, None
+        if (resume := gateway._resume_data(now)) is not None:
+            self._phase = _Phase.RESUMING
+            self._send(6, {"token": token, **resume})
+        elif gateway._pace.may_identify(now):
+            self._phase = _Phase.IDENTIFYING
+            self._send(2, {"token": token, **gateway._identify_data()})
+        else:  # who waited as long as `closed` said does not come here
+            self._close_with = _CLOSE_CODE
+            return
+        self._deadline = now + _PATIENCE
+        self._beat_at = now + (self._interval or _PATIENCE)  # should the replay take that long
+
+    def _send(self, op: int, data: object) -> None:
+        self._outbox.append(json.dumps({"op": op, "d": data}))
+
+    def _beat(self, now: float) -> None:
+        self._send(1, self._gateway.received)
+        self._unanswered = True
+        self._beat_at = now + (self._interval or _PATIENCE)
+
+    def _run(self, now: float) -> None:
+        """The session stands: the first heartbeat goes out, if none has yet."""
+        waited = self._deadline is not None and self._close_with is None
+        self._phase, self._deadline = _Phase.RUNNING, None
+        if waited and not self._unanswered:
+            self._beat(now)
 
     def _on_hello(self, payload: Mapping[str, Any], now: float) -> Event:
         data = payload.get("d")
@@ -204,29 +340,38 @@ class Connection:
             raise GatewayProtocolError(f"heartbeat_interval must be a number, not {_short(value)}")
         if not 0 < value <= MAX_INTEGER:  # false for NaN too
             raise GatewayProtocolError(f"heartbeat_interval is out of range: {_short(value)}")
-        self.heartbeat_interval = value / 1000
-        return Hello(self.heartbeat_interval)
+        self._interval = value / 1000
+        if self._token is not None:
+            self._shake_hands(now)
+        return Hello(self._interval)
 
     def _on_dispatch(self, payload: Mapping[str, Any], now: float) -> Event:
-        seq = _sequence_number(payload.get("s"))
-        kind = _text("t", payload.get("t")) or ""
-        event_id = _text("id", payload.get("id"))
+        seq, kind, event_id = payload.get("s"), payload.get("t"), payload.get("id")
+        if type(seq) is not int or not 0 <= seq <= MAX_INTEGER:
+            seq = _sequence_number(seq)
+        if type(kind) is not str:
+            kind = _text("t", kind) or ""
+        if type(event_id) is not str:
+            event_id = _text("id", event_id)
         data = payload.get("d")
         if kind == "READY":
             return self._on_ready(data, seq, now)
         if kind == "RESUMED":  # its `d` is an empty string
-            self._phase = _Phase.RUNNING
             self._gateway._resumed(seq, now)
+            self._run(now)
             return Resumed(seq)
         replayed = self._phase is _Phase.RESUMING
-        return self._gateway._dispatched(Dispatch(kind, seq, event_id, data, replayed), now)
+        event = self._gateway._dispatched(kind, seq, event_id, data, replayed)
+        if self._deadline is not None and self._phase is not _Phase.OPENED:
+            self._deadline = now + _PATIENCE
+        return event
 
     def _on_ready(self, data: object, seq: int | None, now: float) -> Event:
         if not isinstance(data, Mapping):
             raise GatewayProtocolError(f"READY must carry an object, not {_short(data)}")
         session_id = _session_id(data.get("session_id"))
-        self._phase = _Phase.RUNNING
         self._gateway._begin(session_id, seq, now)
+        self._run(now)
         return Ready(session_id, seq, data.get("user"))
 
     def _on_invalid_session(self, payload: Mapping[str, Any], now: float) -> Event:
@@ -234,20 +379,32 @@ class Connection:
         resumable = payload.get("d") is True
         if self._phase is _Phase.IDENTIFYING:
             self._phase = _Phase.REFUSED
+        self._close_with = _CLOSE_CODE
         if not resumable:
             self._gateway._forget()
         return InvalidSession(resumable)
 
+    def _on_reconnect(self, payload: Mapping[str, Any], now: float) -> Event:
+        self._close_with = _CLOSE_CODE
+        return Reconnect()
+
+    def _on_request(self, payload: Mapping[str, Any], now: float) -> Event:
+        if self._phase is not _Phase.OPENED:  # it may go unanswered, so it is no beat to wait for
+            self._send(1, self._gateway.received)
+        return HeartbeatRequest()
+
     def _on_acknowledgement(self, payload: Mapping[str, Any], now: float) -> Event:
-        self.acknowledged = True
+        self._unanswered = False
+        if self._phase is _Phase.RUNNING:
+            self._gateway._pace.lived()
         return HeartbeatAck()
 
 
 _OPERATIONS: Mapping[int, Callable[[Connection, Mapping[str, Any], float], Event]] = {
     # interface-framework/opcode.md
     0: Connection._on_dispatch,
-    1: lambda connection, payload, now: HeartbeatRequest(),  # the table allows it both ways
-    7: lambda connection, payload, now: Reconnect(),
+    1: Connection._on_request,  # the table allows it both ways
+    7: Connection._on_reconnect,
     9: Connection._on_invalid_session,
     10: Connection._on_hello,
     11: Connection._on_acknowledgement,
@@ -257,6 +414,12 @@ _OPERATIONS: Mapping[int, Callable[[Connection, Mapping[str, Any], float], Event
 class GatewaySession:
     """What one bot, or one shard of it, knows about its gateway session.
 
+    Who has numbers but no frames, because an SDK keeps them, makes the frames himself: on a
+    connection that is never `opened` there is nothing to send and no timer, and
+    `receive({"op": 0, "t": "READY", "s": seq, "d": {"session_id": ...}}, now)` begins a session,
+    `{"op": 0, "t": "RESUMED", "s": seq}` goes on with it, `{"op": 0, "t": type, "s": seq,
+    "d": data}` is an event, and `{"op": 9, "d": False}` ends it.
+
     Args:
         account_id: the key of the record.
         app_id: the bot's app id.
@@ -264,20 +427,31 @@ class GatewaySession:
         shard: `(shard id, shard count)` for Identify. READY's is not used: its sample is `[0, 0]`.
         resume: the stored state. Dropped if it is another account's, or holds another app id,
             shard or intents; what it leaves unset matches.
-        max_resumes: Resumes in a row without RESUMED, counted across restarts, before an
-            Identify; `None` = no limit. Without it a dead session is resumed for ever.
+        max_resumes: Resumes in a row that the gateway refused or left unanswered, counted across
+            restarts, before an Identify; `None` = no limit. Without it a dead session is resumed
+            for ever. One that brought an event that was still to be handled was answered; one
+            that ended with 4004 or 4008 is not counted.
         max_session_age: seconds since Identify after which the next handshake is an Identify,
             `None` = never. A report tells of sessions that went silent after three days of
             Resumes (bot-docs issue 191).
         close_rules: replaces `CLOSE_RULES`; without the row `None`, that of `CLOSE_RULES` applies.
-        max_held_seconds: an event unsettled for longer no longer holds the mark; `None` = never.
-        max_held: nor do the oldest of more unsettled events than this; `None` = no limit.
+        max_held_seconds: how long an event may hold the mark while its handler runs and after it
+            ended unsettled, summed over restarts; `None` = for ever.
+        failed: what becomes of an event whose handler raised: with `"settle"` it counts as
+            handled, with `"keep"` it stays open, so that the next Resume brings it again. One
+            that was cancelled always stays open.
         remember_events: how many recently handled events to know again by their ids, stored with
-            the session; 0 = none, at most 512. Messages were seen to come again minutes later,
-            across restarts (field reports). An id is known once its event is settled.
+            the session; 0 = none, at most 512. The same message was seen to come again under a
+            new number, within a second, and minutes later across restarts (field reports).
+        jitter: returns a number from 0 to 1 that shortens the back-off, by a quarter at most.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the error names it.
+
+    Attributes:
+        generation: unique in the process, and higher than that of every `GatewaySession` made
+            before: what an older one of the account says is out of date.
+        turn: changes with what a crash must not undo: the session and the count of its Resumes.
     """
 
     def __init__(
@@ -289,11 +463,12 @@ class GatewaySession:
         shard: tuple[int, int] = (0, 1),
         resume: SessionState | None = None,
         max_resumes: int | None = 3,
-        max_session_age: float | None = 2 * 86400.0,
+        max_session_age: float | None = None,
         close_rules: Mapping[int | None, CloseRule] = CLOSE_RULES,
         max_held_seconds: float | None = 300.0,
-        max_held: int | None = 1000,
-        remember_events: int = 0,
+        failed: Literal["settle", "keep"] = "settle",
+        remember_events: int = 256,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         check_app_id(app_id)
         check_intents(intents)
@@ -302,28 +477,36 @@ class GatewaySession:
         check_limit("max_session_age", max_session_age, (int, float), 0.0)
         check_limit("remember_events", remember_events, (int,), 0, MAX_REMEMBERED)
         _check_rules(close_rules)
+        _check_failed(failed)
+        if not callable(jitter):
+            raise TypeError(f"jitter must be callable, not {jitter!r}")
+        self.generation = next(_generations)
+        self.turn = 0
         self._max_resumes = max_resumes
         self._max_session_age = max_session_age
         self._close_rules = close_rules
-        self._watermark = Watermark(max_held_seconds=max_held_seconds, max_held=max_held)
+        self._keeps_failed = failed == "keep"
+        self._watermark = Watermark(max_held_seconds=max_held_seconds)
+        self._earlier: deque[int] = deque(maxlen=32)  # the sessions before this one
         self._recent = RecentEvents(remember_events or 0)
+        self._pace = Pace(jitter)
+        self._refusals = 0  # Identifies in a row answered with op 9
+        self._now = 0.0  # seconds since the epoch, no later than it is
         self._connection: Connection | None = None
-        self._setbacks = 0  # closes since READY or RESUMED
-        self._refused_tokens = 0  # closes with `refresh_token` since READY or RESUMED
         self._key: tuple[object, ...] = ()  # what `_state` was made of
         self._state: SessionState | None = None
         # All but the cursors; without a session, its `session_id` is None.
-        self._session = SessionState(
+        self._kept = SessionState(
             account_id=account_id, app_id=app_id, intents=intents, shard=shard
         )
-        _check_room(self._session)
+        _check_room(self._kept)
         if resume is not None:
             self._restore(resume)
 
     def __repr__(self) -> str:
         session_id = self._session.session_id
         return (
-            f"<GatewaySession account_id={self._session.account_id!r} "
+            f"<GatewaySession account_id={self.account_id!r} "
             f"session={None if session_id is None else session_id[:4] + '…'!r} "
             f"received={self.received} settled={self.settled}>"
         )
@@ -331,7 +514,12 @@ class GatewaySession:
     @property
     def account_id(self) -> str:
         """The key of the record."""
-        return self._session.account_id
+        return self._kept.account_id
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """`(shard id, shard count)`."""
+        return self._kept.shard or (0, 1)
 
     @property
     def received(self) -> int | None:
@@ -344,18 +532,23 @@ class GatewaySession:
         return self._watermark.settled
 
     @property
+    def resumable(self) -> bool:
+        """Whether the next handshake will be a Resume, unless the session is too old by then."""
+        return self._may_resume() and not self._is_too_old(self._now)
+
+    @property
     def state(self) -> SessionState | None:
         """The state to save; `None` = there is no session: clear the record.
 
         It is the same object until something in it changes. Its `extra` holds what the resumed
-        record's held and, above the mark, the settled numbers, then the recent events' ids; ours
-        are left out if they do not fit.
+        record's held and, above the mark, the settled numbers, the seconds that open events were
+        held, and the recent events' digests; ours are left out if they do not fit.
         """
-        above = self._watermark.above()
-        key = (self._session, self.settled, above, self._recent.text)
+        above, held = self._watermark.above(), self._watermark.held()
+        key = (self.turn, self.settled, above, held, self._recent.changes)
         if key != self._key:
             self._key = key
-            self._state = self._make_state(above)
+            self._state = self._make_state(above, held)
         return self._state
 
     def connect(self) -> Connection:
@@ -363,52 +556,55 @@ class GatewaySession:
         self._connection = Connection(self)
         return self._connection
 
-    def receive(self, payload: object, now: float) -> Event:
-        """Do `Connection.receive` on the latest connection."""
-        return self._latest().receive(payload, now)
+    def handling(self, event: Dispatch) -> AbstractContextManager[None]:
+        """Settle the event when the body ends well; its time runs from here on.
 
-    def handshake(self, token: str, now: float) -> dict[str, Any]:
-        """Do `Connection.handshake` on the latest connection."""
-        return self._latest().handshake(token, now)
-
-    def heartbeat(self) -> dict[str, Any]:
-        """Do `Connection.heartbeat` on the latest connection."""
-        return self._latest().heartbeat()
-
-    def closed(self, code: int | None) -> CloseRule:
-        """Do `Connection.closed` on the latest connection."""
-        return self._latest().closed(code)
-
-    @contextmanager
-    def handling(self, event: Dispatch) -> Iterator[None]:
-        """Settle the event when the body ends well.
-
-        If it raises, cancellation included, the event stays unsettled, so that a Resume, after
-        a crash or in this process, delivers it again. It holds the mark until then, but no longer
-        than `max_held_seconds` and `max_held` allow. Who knows better calls `settle`.
+        If the body raises, the rule `failed` applies, and the error goes on. If it is cancelled
+        or the process ends (`CancelledError`, `KeyboardInterrupt`, all that is no `Exception`),
+        the event stays open, so that a Resume, after a crash or in this process, delivers it
+        again. It holds the mark until then, but no longer than `max_held_seconds`.
         """
-        try:
-            yield
-        except BaseException:
-            if event.seq is not None and not event.already_handled:
-                self._watermark.fail(event.seq, event.generation)
-            raise
-        self.settle(event)
+        return _Handling(self, event)
+
+    def begin(self, event: Dispatch) -> None:
+        """Note that the event's handler begins: its `max_held_seconds` run, as in `handling`.
+
+        For who cannot use `handling`, and calls `settle` or `fail` at the handler's end. An event
+        that was never begun holds the mark for ever: settle what you skip.
+        """
+        if event.seq is not None and not event.already_handled:
+            self._watermark.begin(event.seq, event.generation)
 
     def settle(self, event: Dispatch) -> None:
         """Note that the event needs nothing more, in any order and any number of times.
 
-        The cursors ignore an event of an earlier session. One that is `already_handled` needs no
-        settling: it changes nothing.
+        The cursors ignore an event of an earlier session, and all ignores one of another
+        `GatewaySession`. One that is `already_handled` needs no settling: it changes nothing.
         """
+        watermark = self._watermark
         if event.already_handled:
             return
+        if event.generation != watermark.generation and event.generation not in self._earlier:
+            return
         if event.seq is not None:
-            self._watermark.settle(event.seq, event.generation)
-        self._recent.add(event.fingerprint)
+            watermark.settle(event.seq, event.generation)
+        if event.name is not None:
+            self._recent.add(event.name)
 
-    def _latest(self) -> Connection:
-        return self._connection or self.connect()
+    def fail(self, event: Dispatch) -> None:
+        """Note that the event is in nobody's hands and not handled: a Resume brings it again."""
+        if event.seq is not None and not event.already_handled:
+            self._watermark.fail(event.seq, event.generation)
+
+    @property
+    def _session(self) -> SessionState:
+        return self._kept
+
+    @_session.setter
+    def _session(self, session: SessionState) -> None:
+        if session != self._kept:
+            self._kept = session
+            self.turn += 1
 
     def _restore(self, record: SessionState) -> None:
         if not isinstance(record, SessionState):
@@ -416,13 +612,12 @@ class GatewaySession:
         if not self._owns(record):
             return
         extra = dict(record.extra)
-        above = extra.pop(_SETTLED_ABOVE, None)
+        above, held = extra.pop(_SETTLED_ABOVE, None), extra.pop(_HELD_SECONDS, None)
         self._recent.restore(extra.pop(_RECENT_EVENTS, None))
         kept = replace(self._session, intent_level_index=record.intent_level_index, extra=extra)
-        self._session = kept
         if record.resumable and len(record.session_id or "") <= _MAX_SESSION_ID:
-            self._watermark.restore(record.last_seq, above)
-            self._session = replace(
+            self._watermark.restore(record.last_seq, above, held)
+            kept = replace(
                 kept,
                 session_id=record.session_id,
                 last_connected_at=record.last_connected_at,
@@ -430,6 +625,7 @@ class GatewaySession:
                 established_at=record.established_at or record.last_connected_at or None,
                 failed_resumes=record.failed_resumes,
             )
+        self._session = kept
 
     def _owns(self, record: SessionState) -> bool:
         """Whether the record is this account's and has nothing that says otherwise."""
@@ -441,18 +637,19 @@ class GatewaySession:
             and record.intents in (None, mine.intents)
         )
 
-    def _make_state(self, above: str) -> SessionState | None:
-        if self._session.session_id is None:
+    def _make_state(self, above: str, held: str) -> SessionState | None:
+        session = self._session
+        if session.session_id is None:
             return None
-        ours = {_SETTLED_ABOVE: above, _RECENT_EVENTS: self._recent.text}
+        recent = self._recent.text() if self._recent.limit else ""
+        ours = {_SETTLED_ABOVE: above, _HELD_SECONDS: held, _RECENT_EVENTS: recent}
         ours = {name: text for name, text in ours.items() if text}
-        bare = replace(self._session, last_seq=self.settled)
         while ours:
             try:
-                return replace(bare, extra={**bare.extra, **ours})
+                return replace(session, last_seq=self.settled, extra={**session.extra, **ours})
             except ValueError:  # too long together with the record's own
                 ours.popitem()
-        return bare
+        return replace(session, last_seq=self.settled)
 
     def _may_resume(self) -> bool:
         tries = self._session.failed_resumes
@@ -471,6 +668,7 @@ class GatewaySession:
             self._forget()
             return None
         old = self._session
+        self._watermark.hold_still()
         self._session = replace(
             old,
             failed_resumes=min(old.failed_resumes + 1, MAX_INTEGER),
@@ -479,65 +677,126 @@ class GatewaySession:
         return {"session_id": old.session_id, "seq": self.settled}
 
     def _identify_data(self) -> dict[str, Any]:
-        shard = list(self._session.shard or ())
-        return {"intents": self._session.intents, "shard": shard, "properties": {}}
+        return {"intents": self._session.intents, "shard": list(self.shard), "properties": {}}
 
     def _begin(self, session_id: str, seq: int | None, now: float) -> None:
-        self._watermark.reset()
+        self._new_cursors()
+        self._refusals = 0
         self._session = replace(self._session, session_id=session_id, established_at=now)
         self._resumed(seq, now)
 
     def _resumed(self, seq: int | None, now: float) -> None:
-        self._setbacks = self._refused_tokens = 0
+        self._pace.accepted()
         if self._session.session_id is not None:
             self._session = replace(self._session, last_connected_at=now, failed_resumes=0)
-        if seq is not None:
-            self._watermark.receive(seq, now)
-            self._watermark.settle(seq, self._watermark.generation)
+        self._watermark.resumed(seq)
 
     def _forget(self) -> None:
-        self._watermark.reset()
+        self._new_cursors()
         self._session = replace(
             self._session, session_id=None, established_at=None, failed_resumes=0
         )
 
-    def _dispatched(self, event: Dispatch, now: float) -> Dispatch:
-        generation = self._watermark.generation
-        fingerprint = self._recent.fingerprint(event)
-        handled = fingerprint in self._recent
-        if event.seq is not None:
-            handled = not self._watermark.receive(event.seq, now) or handled
-            if fingerprint in self._recent:
-                self._watermark.settle(event.seq, generation)
-        return replace(
-            event, already_handled=handled, fingerprint=fingerprint, generation=generation
-        )
+    def _new_cursors(self) -> None:
+        self._earlier.append(self._watermark.generation)
+        self._watermark.reset()
 
-    def _judge(self, code: int | None, refused: bool) -> CloseRule:
-        """End the latest connection; `refused`: its Identify was answered with op 9."""
+    def _dispatched(
+        self, kind: str, seq: int | None, event_id: str | None, data: object, replayed: bool
+    ) -> Dispatch:
+        watermark, recent = self._watermark, self._recent
+        name = recent.name(kind, event_id, data) if recent.limit else None
+        handled = name is not None and name in recent
+        if seq is not None:
+            needed = watermark.receive(seq)
+            if handled:
+                watermark.settle(seq, watermark.generation)
+            handled = handled or not needed
+        if replayed and not handled and self._session.failed_resumes:
+            self._session = replace(self._session, failed_resumes=0)  # the Resume was answered
+        return Dispatch(kind, seq, event_id, data, replayed, handled, name, watermark.generation)
+
+    def _judge(self, code: int | None, phase: _Phase) -> CloseRule:
+        """End the latest connection, which was in that phase."""
         rule = self._close_rules.get(code) or self._close_rules.get(None) or CLOSE_RULES[None]
+        refused = phase is _Phase.REFUSED
         self._connection = None
+        self._refusals += refused
+        if refused and self._refusals >= _REFUSALS and rule.next is not Next.STOP:
+            rule = CloseRule(Next.STOP, meaning=_refusal(self._session.intents or 0))
         if rule.next is not Next.RESUME:
             self._forget()
         if rule.next is Next.STOP:
             return rule
-        waits = [rule.wait, _BACK_OFF[min(self._setbacks, len(_BACK_OFF) - 1)]]
-        self._setbacks += 1
-        self._refused_tokens += rule.refresh_token
-        if refused or self._refused_tokens > 1:
-            waits.append(_REFUSED_WAIT)
-        resumes = rule.next is Next.RESUME and self._may_resume()
-        if not resumes:
-            waits.append(IDENTIFY_WAIT)
+        if phase is _Phase.RESUMING and code in NO_VERDICT:
+            tries = max(0, self._session.failed_resumes - 1)
+            self._session = replace(self._session, failed_resumes=tries)
+        identifies = rule.next is Next.IDENTIFY or not self.resumable
+        wait = self._pace.wait(rule, identifies=identifies, refused=refused, now=self._now)
+        self._now += wait  # at least that late it is when the next line opens
         return CloseRule(
-            next=Next.RESUME if resumes else Next.IDENTIFY,
+            next=Next.IDENTIFY if identifies else Next.RESUME,
             refresh_token=rule.refresh_token or refused,
-            wait=max(waits),
+            wait=wait,
             meaning=rule.meaning,
         )
 
 
+class _Handling(AbstractContextManager[None]):
+    """What `GatewaySession.handling` returns; a class, because it is made for every event."""
+
+    __slots__ = ("_event", "_gateway")
+
+    def __init__(self, gateway: GatewaySession, event: Dispatch) -> None:
+        self._gateway = gateway
+        self._event = event
+
+    def __enter__(self) -> None:
+        self._gateway.begin(self._event)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        gateway = self._gateway
+        if kind is None or (issubclass(kind, Exception) and not gateway._keeps_failed):
+            gateway.settle(self._event)
+        else:
+            gateway.fail(self._event)
+
+
 # Checks
+
+
+def _decode(frame: object) -> Mapping[str, Any]:
+    """Return the payload of a frame."""
+    if isinstance(frame, str | bytes):
+        if len(frame) > _MAX_FRAME:
+            raise GatewayProtocolError(f"a frame of {len(frame)} is longer than {_MAX_FRAME}")
+        try:
+            frame = _json.decode(frame if isinstance(frame, str) else frame.decode())
+        except (ValueError, RecursionError) as error:
+            raise GatewayProtocolError(f"a frame is not JSON: {type(error).__name__}") from None
+    if not isinstance(frame, Mapping):
+        raise GatewayProtocolError(f"a payload must be an object, not {_short(frame)}")
+    return frame
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_json = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _refusal(intents: int) -> str:
+    bits = " | ".join(f"1 << {bit}" for bit in range(intents.bit_length()) if intents >> bit & 1)
+    return (
+        f"The gateway refused {_REFUSALS} Identifies in a row: the bot may not use the intents "
+        f"{intents} ({bits or 'none'}), or its token is not valid."
+    )
+
+
+def _check_failed(value: object) -> None:
+    if value not in ("settle", "keep"):
+        raise ValueError(f"failed must be 'settle' or 'keep', not {value!r}")
 
 
 def _check_now(now: object) -> None:

@@ -3,15 +3,19 @@
 Rules:
 
 * `received` is the highest number seen, what heartbeats report. `settled` is the low watermark:
-  every number received up to it is settled. It is itself a number that was received, is safe
-  to Resume from, and never falls within a session.
+  every number received up to it is settled, or was let go. It is itself a number that was
+  received, is safe to Resume from, and never falls within a session.
 * Gaps are normal: nobody waits for `last + 1`. Events may settle in any order.
-* A number is open from `receive` until it is settled, or let go because it was held too long or
-  too many are open. What fails stays open, so that a Resume delivers it again.
+* A number is open from `receive` until it is settled or let go. What fails stays open, so that a
+  Resume delivers it again.
+* Only time lets a number go, and only the lowest, which holds the mark: the seconds that a handler
+  had it and that it then lay unsettled, over all deliveries and restarts. What waits for its
+  handler is not let go, however many are open.
 * A number counts as settled only when that is certain. What was let go is not settled.
-* After `restore` the mark follows what is received anew: an unsettled event of the old process
-  is not passed over before the gateway has had its chance to deliver it again.
-* A settle that belongs to an earlier session (an earlier `generation`) changes nothing.
+* The mark stands still between a Resume and RESUMED, so from `restore` on: however the gateway
+  orders its replay, no unhandled event of it is passed over.
+* What belongs to another session (another `generation`) changes nothing. Generations are unique
+  in the process.
 
 Official advice is to record a number after its event is handled (bot-docs, event-emit.md); the
 two cursors are what follows from it for handlers that run concurrently. Pure: no clock, no I/O.
@@ -21,34 +25,39 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from heapq import heappop, heappush
+from itertools import count
+from math import ceil, inf
 
 from .state import MAX_INTEGER
 
 MAX_RUNS = 4096
-"""Runs of settled numbers remembered in memory; the lowest are forgotten first."""
+"""Runs of settled numbers remembered in memory, at least; the lowest are forgotten first."""
 
 MAX_STORED_RUNS = 256
 """Runs above the mark that `Watermark.above` writes down, less than 9 KiB; the newest win."""
 
+MAX_STORED_HELD = 64
+"""Open numbers whose time `Watermark.held` writes down, less than 2 KiB; the lowest win."""
+
 _RUN = re.compile(r"([0-9]{1,16})(?:-([0-9]{1,16}))?")
+_HELD = re.compile(r"([0-9]{1,16}):([0-9]{1,9})")
+
+_generations = count(1)
 
 
 class Watermark:
     """The cursors of one gateway session.
 
     Args:
-        max_held_seconds: an event open for longer is let go; seconds, `None` = never.
-        max_held: of more open events than this the lowest are let go; `None` = no limit.
+        max_held_seconds: how long an event may hold the mark; seconds, `None` = for ever.
     """
 
-    def __init__(
-        self, *, max_held_seconds: float | None = 300.0, max_held: int | None = 1000
-    ) -> None:
+    def __init__(self, *, max_held_seconds: float | None = 300.0) -> None:
         check_limit("max_held_seconds", max_held_seconds, (int, float), 0.0)
-        check_limit("max_held", max_held, (int,), 1)
-        self.max_held_seconds = max_held_seconds
-        self.max_held = max_held
-        self.generation = 0
+        self._limit = inf if max_held_seconds is None else max_held_seconds
+        self._clock = 0.0  # seconds that have passed, whatever was done to the caller's clock
+        self._now: float | None = None
         self.reset()
 
     def __repr__(self) -> str:
@@ -56,51 +65,86 @@ class Watermark:
 
     def reset(self) -> None:
         """Forget the cursors: a new session counts anew, and settles of the old one are ignored."""
-        self.generation += 1
+        self.generation = next(_generations)
         self.received: int | None = None
         self.settled: int | None = None
         self._top = -1  # highest number received by this process
-        self._open: dict[int, float] = {}  # number -> when it was received; numbers ascend
+        self._open: dict[int, float] = {}  # number -> when to let it go; inf: none has begun it
+        self._queue: list[int] = []  # a heap of the open numbers, and of some that were
+        self._used: dict[int, float] = {}  # seconds held before this delivery, if any
         self._failed: set[int] = set()  # open, but in nobody's hands
         self._runs = _Runs()
+        self._still = False
+        self._untold: tuple[int, ...] = ()
 
-    def restore(self, settled: int | None, above: object = "") -> None:
-        """Start from what was stored.
+    def restore(self, settled: int | None, above: object = "", held: object = "") -> None:
+        """Start from what was stored; the mark then stands still until `resumed`.
+
+        Numbers whose time was used up are let go at once: their handlers may be what ended the
+        process each time, before there was a RESUMED.
 
         Args:
             settled: the stored mark.
             above: what `above` gave; anything else is ignored.
+            held: what `held` gave; anything else is ignored.
         """
         self.reset()
         if settled is None:
             return
+        self._still = True
+        self._used = _parse_held(held, settled)
         self.settled = self._top = settled
-        self._runs.append(settled, settled)
+        if self._used.pop(settled, None) is None:
+            self._runs.append(settled, settled)
         for low, high in _parse_runs(above, settled):
             self._runs.append(low, high)
-        self.received = self._runs.highs[-1]
+        untold = []
+        while self._used and self._used[lowest := next(iter(self._used))] >= self._limit:
+            del self._used[lowest]
+            self.settled = self._top = lowest
+            untold.append(lowest)
+        self._untold = tuple(untold)
+        self.received = max([self.settled, *self._runs.highs[-1:]])
 
-    def receive(self, seq: int, now: float) -> bool:
+    def hold_still(self) -> None:
+        """Let the mark stand still: a Resume from it was sent."""
+        self._still = True
+
+    def resumed(self, seq: int | None) -> None:
+        """Note READY or RESUMED with its number: all that was missed has been received."""
+        self._still = False
+        self._used = {number: self._used[number] for number in self._used if number in self._open}
+        if seq is not None:
+            self.receive(seq)
+            self.settle(seq, self.generation)
+        self._advance()
+
+    def receive(self, seq: int) -> bool:
         """Note a number; return whether its event needs handling.
 
         `False` means that this very number is settled, or that a handler of this process still
         has it: a Resume delivers again whatever lies above the mark.
-
-        Args:
-            now: seconds, on the same clock as for `release`.
         """
-        self.received = seq if self.received is None else max(self.received, seq)
+        if self.received is None or seq > self.received:  # it has no history
+            self.received = self._top = seq
+            self._open[seq] = inf
+            heappush(self._queue, seq)
+            return True
         self._top = max(self._top, seq)
         if seq in self._open:
-            needed = seq in self._failed
-            self._failed.discard(seq)
-            return needed
+            return self._take_again(seq)
         if self.is_settled(seq):
             self._advance()
             return False
         if self.settled is None or seq > self.settled:
-            self._hold(seq, now)
+            self._open[seq] = inf
+            heappush(self._queue, seq)
         return True  # a number at or below the mark is delivered, but never lowers the mark
+
+    def begin(self, seq: int, generation: int) -> None:
+        """Note that a handler has begun: from now on the number's time runs."""
+        if generation == self.generation and self._open.get(seq) == inf:
+            self._open[seq] = self._clock + self._limit - self._used.get(seq, 0.0)
 
     def settle(self, seq: int, generation: int) -> None:
         """Note that the event with this number needs nothing more; any order, any number of times.
@@ -111,34 +155,49 @@ class Watermark:
         if generation != self.generation or seq > self._top:
             return
         self._open.pop(seq, None)
-        self._failed.discard(seq)
+        if self._used or self._failed:
+            self._used.pop(seq, None)
+            self._failed.discard(seq)
         self._runs.add(seq)
-        self._advance()
+        queue = self._queue
+        if queue and queue[0] == seq and not self._still:
+            self._advance()
+        elif len(queue) > 2 * len(self._open) + MAX_RUNS:
+            self._queue = sorted(self._open)
 
     def fail(self, seq: int, generation: int) -> None:
         """Note that nobody handles this number any more: if it comes again, it needs handling."""
         if generation == self.generation and seq in self._open:
+            self.begin(seq, generation)  # if it was not: it is held from now on
             self._failed.add(seq)
 
-    def release(self, now: float) -> list[int]:
-        """Let go what is held too long or is too much; return those numbers, lowest first.
+    def release(self, now: float) -> tuple[int, ...]:
+        """Let go what has held the mark too long; return those numbers, lowest first.
 
-        Their events no longer hold the mark, so that a crash or a Resume may pass them over. They
-        are not settled. Only the lowest open number holds the mark, so only it is looked at.
+        A crash or a Resume may pass them over. Call it often: time that lies between two calls
+        counts, but for steps back of the clock.
 
         Args:
-            now: seconds, on the same clock as for `receive`. A step of that clock lets go too
-                early or too late; `max_held` holds all the same.
+            now: seconds, on any clock.
         """
+        if self._now is not None and now > self._now:
+            self._clock += now - self._now
+        self._now = now
+        queue = self._queue
+        if self._still:
+            untold, self._untold = self._untold, ()
+            return untold
+        if not queue or self._open[queue[0]] >= self._clock:
+            return ()
         released = []
-        while self._open and self._is_too_much(now):
-            seq = next(iter(self._open))
-            del self._open[seq]
-            self._failed.discard(seq)
-            self.settled = seq  # it was the lowest: all below it are settled or let go
+        while queue and self._open[lowest := queue[0]] < self._clock:
+            del self._open[lowest]
+            self._used.pop(lowest, None)
+            self._failed.discard(lowest)
+            self.settled = lowest  # all below it are settled or let go
             self._advance()
-            released.append(seq)
-        return released
+            released.append(lowest)
+        return tuple(released)
 
     def is_settled(self, seq: int) -> bool:
         """Whether it is certain that this number was settled in this session."""
@@ -149,20 +208,41 @@ class Watermark:
         mark = -1 if self.settled is None else self.settled
         return self._runs.text(mark + 1)
 
-    def _hold(self, seq: int, now: float) -> None:
-        late = bool(self._open) and seq < next(reversed(self._open))
-        self._open[seq] = now
-        if late:
-            self._open = dict(sorted(self._open.items()))
+    def held(self) -> str:
+        """Return how long open numbers were held, as text like `12:40,45:0`, for `restore`.
 
-    def _is_too_much(self, now: float) -> bool:
-        if self.max_held is not None and len(self._open) > self.max_held:
-            return True
-        held = now - next(iter(self._open.values()))
-        return self.max_held_seconds is not None and held > self.max_held_seconds
+        Whole seconds, rounded up, so that every life of a process counts. The mark is among them
+        if it was let go: it is not settled.
+        """
+        if self._limit == inf:
+            return ""
+        numbers = sorted({**self._open, **self._used} if self._used else self._open)
+        used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in numbers[:MAX_STORED_HELD]]
+        while used and not used[-1][1]:
+            used.pop()
+        if self.settled is not None and not self.is_settled(self.settled):
+            used.insert(0, (self.settled, 0))
+        return ",".join([f"{seq}:{seconds}" for seq, seconds in used])
+
+    def _used_by(self, seq: int) -> float:
+        until = self._open.get(seq, inf)
+        return self._used.get(seq, 0.0) if until == inf else self._clock + self._limit - until
+
+    def _take_again(self, seq: int) -> bool:
+        if seq not in self._failed:
+            return False
+        self._failed.discard(seq)
+        self._used[seq] = self._used_by(seq)
+        self._open[seq] = inf
+        return True
 
     def _advance(self) -> None:
-        best = self._runs.highest_below(next(iter(self._open))) if self._open else self._top
+        if self._still:
+            return
+        queue = self._queue
+        while queue and queue[0] not in self._open:
+            heappop(queue)
+        best = self._runs.highest_below(queue[0]) if queue else self._top
         if self.settled is None or best > self.settled:
             self.settled = best if best >= 0 else None
 
@@ -187,6 +267,14 @@ class _Runs:
             self.highs.append(high)
 
     def add(self, number: int) -> None:
+        if not self.highs or number > self.highs[-1]:
+            self.append(number, number)
+        else:
+            self._insert(number)
+        if len(self.lows) > 2 * MAX_RUNS:
+            del self.lows[:-MAX_RUNS], self.highs[:-MAX_RUNS]
+
+    def _insert(self, number: int) -> None:
         after = bisect_right(self.lows, number)
         if after > 0 and number <= self.highs[after - 1]:
             return
@@ -194,7 +282,6 @@ class _Runs:
         self.highs.insert(after, number)
         self._join(after)
         self._join(after - 1)
-        del self.lows[:-MAX_RUNS], self.highs[:-MAX_RUNS]
 
     def _join(self, index: int) -> None:
         """Join the run at `index` with the next one if they touch."""
@@ -230,6 +317,21 @@ def _parse_runs(text: object, mark: int) -> list[tuple[int, int]]:
         runs.append((low, high))
         last = high
     return runs
+
+
+def _parse_held(text: object, mark: int) -> dict[int, float]:
+    """Return the seconds by number, ascending, or none at all if `text` is not what we write."""
+    held: dict[int, float] = {}
+    last = mark - 1
+    for item in text.split(",") if isinstance(text, str) and text else ():
+        match = _HELD.fullmatch(item)
+        if match is None or len(held) > MAX_STORED_HELD:
+            return {}
+        if not last < int(match[1]) <= MAX_INTEGER:
+            return {}
+        last = int(match[1])
+        held[last] = float(match[2])
+    return held
 
 
 def check_limit(

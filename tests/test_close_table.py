@@ -249,7 +249,8 @@ async def test_a_bot_in_the_middle_of_its_resume_does_what_the_table_says(
         else:
             await qq.wait_for(lambda qq: len(qq.clients) == 3 and qq.clients[2].started)
             check_the_new_line(qq, 2, next, old)
-            assert bot.kept == [(old, 2, 0), (old, 2, 1) if next == "resume" else None]
+            counted = not (is_row(request, "4004") or is_row(request, "4008"))
+            assert bot.kept == [(old, 2, 0), (old, 2, counted) if next == "resume" else None]
         assert [(r.session_id, r.seq) for r in qq.clients[1].resumes] == [(old, 2)]
         assert bot.next == ["resume", next]
         assert bot.handled == ["before"]

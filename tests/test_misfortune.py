@@ -518,7 +518,7 @@ class ReadingBot:
 
     def knows(self) -> tuple[object, ...]:
         gateway = self.gateway
-        return gateway.state, gateway.received, gateway.settled, gateway.heartbeat()
+        return gateway.state, gateway.received, gateway.settled
 
 
 JUNK: list[Any] = [None, True, False, 0, -1, 1.5, "", "1", "\0", [], [1], {}, {"op": 1}]

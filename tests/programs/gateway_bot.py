@@ -65,6 +65,7 @@ class Bot:
             app_id=options.app_id,
             intents=INTENTS,
             resume=state,
+            failed="keep",
             remember_events=options.remember,
         )
         try:

@@ -1,0 +1,39 @@
+"""A `GatewaySession` with one line at a time, for tests that need no loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from qqbot_session.gateway import CloseRule, Connection, Event, GatewaySession
+
+NOW = 1_800_000_000.0
+HELLO = {"op": 10, "d": {"heartbeat_interval": 45000}}
+
+
+class Driven(GatewaySession):
+    """Acts on its latest connection, and makes one where there is none."""
+
+    def line(self) -> Connection:
+        return self._connection or self.connect()
+
+    def receive(self, frame: str | bytes | Mapping[str, Any], now: float = NOW) -> Event:
+        return self.line().receive(frame, now)
+
+    def handshake(self, token: str = "t", now: float = NOW) -> dict[str, Any]:
+        """Open a line, and return what answers its Hello."""
+        line = self.connect()
+        line.opened(token, now)
+        line.receive(HELLO, now)
+        return sent(line)
+
+    def closed(self, code: int | None) -> CloseRule:
+        return self.line().closed(code)
+
+
+def sent(line: Connection) -> dict[str, Any]:
+    """Return the one frame that is to be sent."""
+    [frame] = line.frames_to_send()
+    payload: dict[str, Any] = json.loads(frame)
+    return payload
