@@ -3,6 +3,7 @@
 from .commit import WriteDetails
 from .errors import (
     GatewayProtocolError,
+    GatewayRefusedError,
     InvalidRecordError,
     LeaseLostError,
     QQBotSessionError,
@@ -19,6 +20,7 @@ __all__ = [
     "AsyncSessionStore",
     "FileStorage",
     "GatewayProtocolError",
+    "GatewayRefusedError",
     "InvalidRecordError",
     "LeaseLostError",
     "LeasingStorage",

@@ -6,7 +6,9 @@
     ├── SessionWriteError       (OSError)       states that are not on storage
     ├── StoreClosedError        (RuntimeError)  a store used after `aclose`
     ├── WrongEventLoopError     (RuntimeError)  a store used from a second event loop
-    └── LeaseLostError          (RuntimeError)  an account that another process may write by now
+    ├── LeaseLostError          (RuntimeError)  an account that another process may write by now
+    ├── GatewayRefusedError     (ConnectionRefusedError)  another try is no use
+    └── ApiError                                QQ's HTTP API answered with an error
 
 Wrong arguments are plain `TypeError` and `ValueError`.
 """
@@ -54,3 +56,43 @@ class WrongEventLoopError(QQBotSessionError, RuntimeError):
 
 class LeaseLostError(QQBotSessionError, RuntimeError):
     """The account is another process's to write, or may be by now."""
+
+
+class GatewayRefusedError(QQBotSessionError, ConnectionRefusedError):
+    """QQ refused the bot, and another try is no use until somebody mends the cause.
+
+    Attributes:
+        account_id: whose line it was.
+        code: the close code, or the error code of QQ's API; `None` when there was none.
+        reason: why, as a sentence.
+    """
+
+    def __init__(self, account_id: str, code: int | None, reason: str) -> None:
+        self.account_id = account_id
+        self.code = code
+        self.reason = reason
+        super().__init__(f"{account_id}: {reason}" + ("" if code is None else f" (code {code})"))
+
+    def __reduce__(self) -> tuple[type[GatewayRefusedError], tuple[str, int | None, str]]:
+        return type(self), (self.account_id, self.code, self.reason)
+
+
+class ApiError(QQBotSessionError):
+    """QQ's HTTP API answered with an error.
+
+    Attributes:
+        status: of the HTTP response.
+        code: QQ's own error code, `None` when the answer had none.
+        message: what the answer says, shortened.
+        trace_id: what QQ's support asks for; `None` when the answer had none.
+    """
+
+    def __init__(
+        self, status: int, code: int | None, message: str, trace_id: str | None = None
+    ) -> None:
+        self.status, self.code, self.message, self.trace_id = status, code, message, trace_id
+        text = f"HTTP {status}, code {code}: {message}"
+        super().__init__(text if trace_id is None else f"{text} (trace id {trace_id})")
+
+    def __reduce__(self) -> tuple[type[ApiError], tuple[int, int | None, str, str | None]]:
+        return type(self), (self.status, self.code, self.message, self.trace_id)

@@ -1,0 +1,500 @@
+"""`ShardRunner`: one shard's line, kept up, its events handled, and its session remembered.
+
+Rules:
+
+* Protocol is `Connection`'s: the runner sends what it says, sleeps until its timer, and closes
+  when it wishes. Storage is the store's. Here are the socket, the tasks, and how they end.
+* Every event is handled in a task of its own, so that reading never waits for a handler.
+* Only what the socket does, and what opens it, can end a line. A handler's error is logged, a
+  malformed frame is skipped, and any other error is a fault of our own: it ends `run`, so that
+  it never becomes a loop of reconnects (promise 20).
+* Time is the loop's clock, dated once per line, so that a step of the wall clock is no dead line.
+* Nothing is silent: a log line for every connect, Resume, Identify, close, failed try, skipped
+  frame (at most one a minute) and event let go, with the fields in `qqbot_…` of the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .errors import GatewayProtocolError, GatewayRefusedError
+from .gateway import (
+    CloseRule,
+    Connection,
+    Dispatch,
+    Event,
+    GatewaySession,
+    HeartbeatAck,
+    Next,
+    Ready,
+    Resumed,
+)
+from .state import check_app_id, check_shard
+from .store import AsyncSessionStore
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""The largest frame that the sockets in `integrations` take; a larger one ends the line."""
+
+_log = logging.getLogger("qqbot_session")
+
+_TOKEN_WAIT = 10.0  # seconds for `token`; these are our choice
+_CONNECT_WAIT = 10.0  # seconds for `connect`
+_GOODBYE = 2.0  # seconds for the peer to answer a close frame, and for a cancelled handler to end
+_CLOSE_CODE = 4000  # 1000 might end the session
+_QUIET = 60.0  # seconds between two lines about skipped frames
+_HANDSHAKES = {2: "Identify", 6: "Resume"}
+_pause = asyncio.sleep
+
+
+class Socket(Protocol):
+    """One open WebSocket, as `ShardRunner` uses it; whatever it raises ends the line."""
+
+    async def send(self, frame: str, /) -> object:
+        """Send a text frame."""
+        ...
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next frame, `None` after the last; to be cancelled loses no frame."""
+        ...
+
+    async def close(self, code: int, /) -> int | None:
+        """Close if it is open; return the code the line ended with, `None` without one.
+
+        Cancelled when the peer does not answer within 2 s: then cut the line.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a shard is, for a probe. All times are seconds since the epoch.
+
+    Attributes:
+        connected_since: when READY or RESUMED came; `None` while there is no session on a line.
+        last_frame_at: when the gateway last said anything.
+        last_ack_at: when it last acknowledged a heartbeat.
+        last_close_code: how the last line ended; `None` without a code.
+        last_close_meaning: the same as a sentence; empty before the first end.
+        next_try_at: when the next line will be opened; `None` while there is one.
+        in_flight: events whose handlers run, or wait for a place.
+    """
+
+    connected_since: float | None = None
+    last_frame_at: float | None = None
+    last_ack_at: float | None = None
+    last_close_code: int | None = None
+    last_close_meaning: str = ""
+    next_try_at: float | None = None
+    in_flight: int = 0
+
+
+class ShardRunner:
+    """Keep one shard's line up, and handle every event that comes.
+
+    Args:
+        store: remembers the session; not closed here.
+        gateway: the shard's session, as `open_gateway` makes it.
+        connect: opens a socket; given up after 10 s.
+        token: returns an access token, a fresh one if its argument is true; given up after 10 s.
+        handle: the bot's work, called in a task of its own for each event, and in a copy of the
+            context that `run` is called in. The event counts as handled when it returns or
+            raises (which is logged); not when it is cancelled.
+        observe: called on the loop with every event as it comes, READY, RESUMED and those that are
+            `already_handled` included, before its handler starts. If it raises, that is logged.
+        before_identify: awaited before `token` and `connect` when the next handshake will be an
+            Identify, for as long as it takes: the place to pace the Identifies of many shards.
+        concurrency: how many handlers run at a time; `None` = no limit, which is right for most.
+            A limit deadlocks handlers that wait for a later event, for the event waits for them.
+            Handlers start in the order of their events. Those that wait for a place are in memory,
+            not handled, and come again after a restart.
+        grace: seconds that handlers get to finish once `run` is cancelled. A second cancellation
+            ends the grace.
+
+    `connect`, `token` and `before_identify` may raise `GatewayRefusedError` when another try is no
+    use, which ends `run`; whatever else they raise is a failed try.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be.
+    """
+
+    def __init__(
+        self,
+        store: AsyncSessionStore,
+        gateway: GatewaySession,
+        *,
+        connect: Callable[[], Awaitable[Socket]],
+        token: Callable[[bool], Awaitable[str]],
+        handle: Callable[[Dispatch], Awaitable[object]],
+        observe: Callable[[Event], object] | None = None,
+        before_identify: Callable[[], Awaitable[object]] | None = None,
+        concurrency: int | None = None,
+        grace: float = 5.0,
+    ) -> None:
+        check_options(concurrency, grace)
+        self._store = store
+        self._gateway = gateway
+        self._connect = connect
+        self._token = token
+        self._handle = handle
+        self._observe = observe
+        self._before_identify = before_identify
+        self._concurrency = concurrency
+        self._grace = grace
+        self._running = False
+        self._refresh_token = False
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Dispatch] = deque()
+        self._cancels = 0  # requests to cancel our task that came before `run`
+        self._epoch = 0.0  # what dates the loop's clock, which nobody sets
+        self._skipped = 0  # frames, since they were last spoken of
+        self._quiet_until = 0.0  # on the loop's clock
+        self._connected_since: float | None = None
+        self._last_frame_at: float | None = None
+        self._last_ack_at: float | None = None
+        self._last_close: tuple[int | None, str] = (None, "")
+        self._next_try_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<ShardRunner {self._gateway!r} {self.health!r}>"
+
+    @property
+    def health(self) -> Health:
+        """How the shard is now."""
+        code, meaning = self._last_close
+        return Health(
+            connected_since=self._connected_since,
+            last_frame_at=self._last_frame_at,
+            last_ack_at=self._last_ack_at,
+            last_close_code=code,
+            last_close_meaning=meaning,
+            next_try_at=self._next_try_at,
+            in_flight=len(self._handlers) + len(self._waiting),
+        )
+
+    async def run(self) -> None:
+        """Keep the line up until cancelled.
+
+        1. Open it: `before_identify` if need be, `token`, `connect`.
+        2. Read it, start a handler for each event, and beat, until it ends or is to be closed.
+        3. Close it, ask the rules what follows, wait, and begin again.
+        4. Cancelled: close it, give the handlers `grace` seconds, cancel those that are left.
+
+        Raises:
+            GatewayRefusedError: another try is no use.
+            RuntimeError: it runs already.
+        """
+        if self._running:
+            raise RuntimeError(f"run is running already: {self!r}")
+        self._running = True
+        self._cancels = _requests_to_cancel()
+        try:
+            while True:
+                rule = await self._one_line()
+                await _pause(rule.wait)
+        finally:
+            try:
+                await self._finish()
+            finally:
+                self._running = False
+
+    # A line
+
+    async def _one_line(self) -> CloseRule:
+        """Open a line, serve it to its end, and return what follows."""
+        connection, code = self._gateway.connect(), None
+        self._epoch = time.time() - asyncio.get_running_loop().time()
+        if (opened := await self._open()) is not None:
+            token, socket = opened
+            try:
+                connection.opened(token, self._now())
+                await self._serve(connection, socket)
+            finally:
+                code = await self._close(socket, connection.close_with or _CLOSE_CODE)
+                self._connected_since = None
+        rule = connection.closed(code)
+        self._refresh_token |= rule.refresh_token
+        self._record()
+        self._tell_close(code, rule)
+        if rule.next is Next.STOP:
+            raise GatewayRefusedError(self._gateway.account_id, code, rule.meaning)
+        return rule
+
+    async def _open(self) -> tuple[str, Socket] | None:
+        """Return a token and a socket, `None` if there is none to be had now."""
+        try:
+            if self._before_identify is not None and not self._gateway.resumable:
+                await self._before_identify()
+            async with asyncio.timeout(_TOKEN_WAIT):
+                token = await self._token(self._refresh_token)
+            self._refresh_token = False
+            async with asyncio.timeout(_CONNECT_WAIT):
+                socket = await self._connect()
+        except GatewayRefusedError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the next try is as good
+            self._raise_if_asked_to_end(error)
+            self._say(logging.WARNING, "no line: %s", _describe(error), reason="no_line")
+            return None
+        self._next_try_at = None
+        self._say(logging.INFO, "connected", reason="connected")
+        return token, socket
+
+    async def _serve(self, connection: Connection, socket: Socket) -> None:
+        """Send, read and wait, until the line has ended or is to be closed."""
+        reading = True
+        while reading and connection.close_with is None:
+            due = connection.get_timer()
+            wake = None if due is None else due - self._epoch
+            try:
+                async with asyncio.timeout_at(wake) as alarm:
+                    reading = await self._read(connection, socket, alarm)
+            except TimeoutError:
+                if not alarm.expired():
+                    raise
+                # Loops wake a tick early, and the alarm is not set later when the timer is.
+                connection.handle_timer(max(self._now(), (alarm.when() or 0.0) + self._epoch))
+                self._record()
+
+    async def _read(self, connection: Connection, socket: Socket, alarm: asyncio.Timeout) -> bool:
+        """Read until the line is to be closed; return false if it has ended.
+
+        The alarm is only ever set to an earlier time: to ring too early does no harm, and setting
+        it for every event would cost more than all else that the event costs here.
+        """
+        rings = alarm.when()
+        while connection.close_with is None:
+            try:
+                for frame in connection.frames_to_send():
+                    await socket.send(frame)
+                    self._tell_handshake(frame)
+                received = await socket.receive()
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and alarm.expired():
+                    raise
+                self._raise_if_asked_to_end(error)
+                self._say(logging.INFO, "the line broke: %s", _describe(error), reason="broken")
+                return False
+            if received is None:
+                return False
+            self._take(connection, received)
+            if alarm.expired():  # and the socket returned all the same
+                return True
+            due = connection.get_timer()
+            if due is not None and (rings is None or due - self._epoch < rings):
+                rings = due - self._epoch
+                alarm.reschedule(rings)
+        return True
+
+    async def _close(self, socket: Socket, code: int) -> int | None:
+        try:
+            async with asyncio.timeout(_GOODBYE):
+                return await socket.close(code)
+        except Exception as error:  # noqa: BLE001 - a line that is gone is closed
+            _log.debug("%s: closing: %s", self._gateway.account_id, _describe(error))
+        return None
+
+    # Events and their handlers
+
+    def _take(self, connection: Connection, frame: str | bytes) -> None:
+        now = self._last_frame_at = self._now()
+        try:
+            event = connection.receive(frame, now)
+        except GatewayProtocolError as error:
+            self._tell_skipped(error)
+            return
+        if type(event) is not Dispatch:
+            self._note(event, now)
+        if event.released:
+            self._tell_released(event.released)
+        if self._observe is not None:
+            self._show(event)
+        if type(event) is Dispatch and not event.already_handled:
+            self._start(event)
+        self._record()
+
+    def _note(self, event: Event, now: float) -> None:
+        if isinstance(event, HeartbeatAck):
+            self._last_ack_at = now
+        elif isinstance(event, Ready | Resumed):
+            self._connected_since = now
+            name = type(event).__name__.upper()
+            self._say(logging.INFO, "%s, number %s", name, event.seq, reason=name.lower())
+
+    def _show(self, event: Event) -> None:
+        try:
+            self._observe(event)  # type: ignore[misc]
+        except Exception as error:  # noqa: BLE001 - an observer's error is not the line's
+            text = "observe raised on %r: %r"
+            self._say(logging.ERROR, text, event, error, reason="observe", exc_info=error)
+
+    def _start(self, event: Dispatch) -> None:
+        """Start the event's handler, or let it wait for a place."""
+        if self._concurrency is not None and len(self._handlers) >= self._concurrency:
+            self._waiting.append(event)
+            return
+        handler = asyncio.create_task(self._work(event))
+        self._handlers.add(handler)
+        handler.add_done_callback(self._ended)
+
+    def _ended(self, handler: asyncio.Task[None]) -> None:
+        self._handlers.discard(handler)
+        if not handler.cancelled():
+            handler.exception()  # else asyncio says that nobody asked for it
+        if self._waiting:
+            self._start(self._waiting.popleft())
+
+    async def _work(self, event: Dispatch) -> None:
+        try:
+            with self._gateway.handling(event):
+                await self._handle(event)
+        except asyncio.CancelledError as error:
+            if not _requests_to_cancel():  # nobody asked: it came out of what the handler awaited
+                text = "was cancelled from within: its event stays open"
+                self._tell_handler(logging.WARNING, event, text, error)
+            raise
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - the bot's own
+            self._tell_handler(logging.ERROR, event, f"failed: {error!r}", error)
+        finally:
+            if self._running:
+                self._record()
+
+    async def _finish(self) -> None:
+        """Give the handlers their grace, cancel those that are left, and record."""
+        self._waiting.clear()
+        try:
+            if self._handlers:
+                await asyncio.wait(self._handlers, timeout=self._grace)
+        finally:
+            if late := set(self._handlers):
+                count, grace = len(late), self._grace
+                text = "%d handlers are cancelled; their events stay open"
+                self._say(logging.WARNING, text, count, reason="grace", grace=grace)
+                for handler in late:
+                    handler.cancel()
+                await asyncio.wait(late, timeout=_GOODBYE)
+            self._record()
+
+    # What is said
+
+    def _tell_handshake(self, frame: str) -> None:
+        payload = json.loads(frame)
+        if name := _HANDSHAKES.get(payload["op"]):
+            seq = payload["d"].get("seq")
+            text = name if seq is None else f"{name} from {seq}"
+            self._say(logging.INFO, "%s", text, reason=name.lower(), seq=seq)
+
+    def _tell_close(self, code: int | None, rule: CloseRule) -> None:
+        wall = time.time()
+        self._last_close = code, rule.meaning
+        self._next_try_at = None if rule.next is Next.STOP else wall + rule.wait
+        level = _LEVELS.get(rule.next, logging.INFO)
+        text = "closed with %s: %s Next: %s in %.1f s"
+        fields = {"code": code, "next": rule.next.value, "wait": rule.wait}
+        self._say(
+            level, text, code, rule.meaning, rule.next.value, rule.wait, reason="closed", **fields
+        )
+
+    def _tell_skipped(self, error: GatewayProtocolError) -> None:
+        self._skipped += 1
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET
+            count, self._skipped = self._skipped, 0
+            self._say(logging.WARNING, "skipped %d frame(s): %s", count, error, reason="skipped")
+
+    def _tell_released(self, numbers: tuple[int, ...]) -> None:
+        shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+        text = "open for too long, a crash loses them now: %d event(s), number %s"
+        fields = {"reason": "released", "seqs": numbers}
+        self._say(logging.WARNING, text, len(numbers), shown, **fields)
+
+    def _tell_handler(self, level: int, event: Dispatch, what: str, error: BaseException) -> None:
+        text = "the handler of %s, number %s, %s"
+        fields = {"reason": "handler", "event": event, "exc_info": error}
+        self._say(level, text, event.type, event.seq, what, **fields)
+
+    def _say(
+        self, level: int, text: str, *values: object, exc_info: Any = None, **fields: object
+    ) -> None:
+        """Write a log line; what the process does with it is not the line's fault."""
+        extra = {f"qqbot_{name}": value for name, value in fields.items()}
+        account_id = extra["qqbot_account"] = self._gateway.account_id
+        with contextlib.suppress(Exception):  # of a filter or handler of the process
+            _log.log(level, f"%s: {text}", account_id, *values, exc_info=exc_info, extra=extra)
+
+    # Small things
+
+    def _record(self) -> None:
+        with contextlib.suppress(StopIteration):  # it never suspends
+            self._store.record(self._gateway).send(None)
+
+    def _now(self) -> float:
+        return self._epoch + asyncio.get_running_loop().time()
+
+    def _raise_if_asked_to_end(self, error: BaseException) -> None:
+        """Raise a cancellation that is ours; one that came out of a library is its failure."""
+        if isinstance(error, asyncio.CancelledError) and _requests_to_cancel() > self._cancels:
+            raise error
+
+
+_LEVELS = {Next.IDENTIFY: logging.WARNING, Next.STOP: logging.ERROR}
+
+
+def account_id_for(app_id: str, shard: tuple[int, int] = (0, 1), *, sandbox: bool = False) -> str:
+    """Return the account id of a bot's shard: `102000000-0-1`, with `-sandbox` in the sandbox."""
+    check_app_id(app_id)
+    check_shard(shard)
+    return f"{app_id}-{shard[0]}-{shard[1]}" + ("-sandbox" if sandbox else "")
+
+
+async def open_gateway(
+    store: AsyncSessionStore,
+    app_id: str,
+    *,
+    intents: int,
+    shard: tuple[int, int] = (0, 1),
+    sandbox: bool = False,
+    **rules: Any,
+) -> GatewaySession:
+    """Return a shard's session, with what the store remembers of it.
+
+    Args:
+        intents: what Identify asks for.
+        shard: `(shard id, shard count)`.
+        rules: further arguments of `GatewaySession`.
+    """
+    account_id = account_id_for(app_id, shard, sandbox=sandbox)
+    state = await store.load(account_id, app_id=app_id, shard=shard, intents=intents)
+    return GatewaySession(
+        account_id, app_id=app_id, intents=intents, shard=shard, resume=state, **rules
+    )
+
+
+def _requests_to_cancel() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _describe(error: BaseException) -> str:
+    """Name the error's kind, for many say nothing (`TimeoutError()`)."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def check_options(concurrency: object, grace: object) -> None:
+    if concurrency is not None:
+        if not isinstance(concurrency, int) or isinstance(concurrency, bool):
+            raise TypeError(f"concurrency must be an int or None, not {concurrency!r}")
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
+    if not isinstance(grace, int | float) or isinstance(grace, bool):
+        raise TypeError(f"grace must be seconds as a float, not {grace!r}")
+    if not grace >= 0:  # true for NaN
+        raise ValueError(f"grace must be at least 0 seconds, not {grace!r}")

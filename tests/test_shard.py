@@ -1,0 +1,783 @@
+"""`ShardRunner` on sockets that a test holds in its hand, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
+from qqbot_session.gateway import Dispatch, Event, GatewaySession, Hello, Ready, Resumed
+from qqbot_session.shard import Health, ShardRunner, account_id_for, open_gateway
+
+ACCOUNT = "102000000-0-1"
+KIND = "C2C_MESSAGE_CREATE"
+
+
+class Line:
+    """One socket: what the bot sent, and what the gateway says."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.inbox: asyncio.Queue[object] = asyncio.Queue()
+        self.closed_with: int | None = None
+        self.answers_close = True
+        self.code: int | None = None  # the gateway's, once it closed
+
+    async def send(self, frame: str, /) -> None:
+        self.sent.append(json.loads(frame))
+
+    async def receive(self) -> str | bytes | None:
+        item = await self.inbox.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item  # type: ignore[return-value]
+
+    async def close(self, code: int, /) -> int | None:
+        if not self.answers_close:
+            await asyncio.Event().wait()
+        if self.code is None:
+            self.closed_with = code
+        return self.code or code
+
+    # The gateway's side
+
+    def say(self, **frame: object) -> None:
+        self.inbox.put_nowait(json.dumps(frame))
+
+    def hello(self, interval: float = 45.0) -> None:
+        self.say(op=10, d={"heartbeat_interval": interval * 1000})
+
+    def ready(self) -> None:
+        self.say(op=0, s=1, t="READY", d={"session_id": "S", "user": {"id": "me"}})
+
+    def event(self, seq: int) -> None:
+        self.say(op=0, s=seq, t=KIND, id=f"e{seq}", d={"id": f"m{seq}", "content": str(seq)})
+
+    def end(self, code: int | None = None) -> None:
+        self.code = code
+        self.inbox.put_nowait(None)
+
+    def handshakes(self) -> list[int]:
+        return [frame["op"] for frame in self.sent if frame["op"] in (2, 6)]
+
+
+class World:
+    """A runner, its store and session, and every line it opened."""
+
+    def __init__(self, store: AsyncSessionStore, gateway: GatewaySession, **options: Any) -> None:
+        self.store, self.gateway = store, gateway
+        self.lines: list[Line] = []
+        self.opened: asyncio.Queue[Line] = asyncio.Queue()
+        self.handled: list[int | None] = []
+        self.tokens: list[bool] = []
+        self.seen: list[Event] = []
+        self.next_line: Callable[[], Awaitable[Line]] = self.make_line
+        self.work: Callable[[Dispatch], Awaitable[object]] = self.note
+        options = {
+            "connect": lambda: self.next_line(),
+            "token": self.token,
+            "handle": lambda event: self.work(event),
+            "observe": self.seen.append,
+            **options,
+        }
+        self.runner = ShardRunner(store, gateway, **options)
+        self.task = asyncio.create_task(self.runner.run())
+
+    async def make_line(self) -> Line:
+        line = Line()
+        self.lines.append(line)
+        self.opened.put_nowait(line)
+        return line
+
+    async def token(self, new: bool) -> str:
+        self.tokens.append(new)
+        return "secret-token"
+
+    async def note(self, event: Dispatch) -> None:
+        self.handled.append(event.seq)
+
+    async def line(self) -> Line:
+        """Wait for the next line that is opened."""
+        async with asyncio.timeout(3600):
+            return await self.opened.get()
+
+    async def up(self) -> Line:
+        """Wait for the next line, and take it to READY or RESUMED."""
+        line = await self.line()
+        line.hello()
+        await settle()
+        if line.handshakes() == [2]:
+            line.ready()
+        else:
+            line.say(op=0, s=(self.gateway.received or 1) + 1, t="RESUMED", d="")
+        await settle()
+        return line
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+async def settle() -> None:
+    """Let everything happen that needs no time."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def a_world(**options: Any) -> AsyncIterator[World]:
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        gateway = await open_gateway(store, "102000000", intents=1)
+        world = World(store, gateway, **options)
+        try:
+            yield world
+        finally:
+            await world.stop()
+            if not world.task.cancelled() and (error := world.task.exception()):
+                raise error
+
+
+# Handlers
+
+
+async def test_reading_never_waits_for_a_handler() -> None:
+    # promise 20
+    async with a_world() as world:
+        line = await world.up()
+        world.work = lambda event: asyncio.Event().wait()
+        for seq in range(2, 102):
+            line.event(seq)
+        line.say(op=1)
+        await settle()
+        assert world.gateway.received == 101
+        assert world.runner.health.in_flight == 100
+        assert line.sent[-1] == {"op": 1, "d": 101}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("own"), ValueError("own"), TimeoutError(), BaseExceptionGroup("g", [OSError()])],
+)
+async def test_a_handlers_error_ends_no_line_and_is_logged_once_with_its_event(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    # promise 20
+    async def fail(event: Dispatch) -> None:
+        raise error
+
+    async with a_world() as world:
+        line = await world.up()
+        world.work = fail
+        line.event(2)
+        await settle()
+        world.work = world.note
+        line.event(3)
+        await settle()
+        assert world.handled == [3]
+        assert line.closed_with is None
+        (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert record.exc_info is not None
+        assert record.exc_info[1] is error
+        assert record.qqbot_event.seq == 2  # type: ignore[attr-defined]
+        assert record.qqbot_account == ACCOUNT  # type: ignore[attr-defined]
+        assert world.gateway.settled == 3
+
+
+async def test_a_cancellation_out_of_what_a_handler_awaits_leaves_its_event_open_and_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # promises 18 and 20
+    async def be_cancelled(event: Dispatch) -> None:
+        raise asyncio.CancelledError
+
+    async with a_world() as world:
+        line = await world.up()
+        world.work = be_cancelled
+        line.event(2)
+        await settle()
+        assert (world.gateway.received, world.gateway.settled) == (2, 1)
+        assert line.closed_with is None
+        assert "cancelled from within" in caplog.text
+
+
+async def test_without_a_limit_a_handler_may_wait_for_a_later_event() -> None:
+    later = asyncio.Event()
+
+    async def work(event: Dispatch) -> None:
+        if event.seq == 2:
+            await later.wait()
+        later.set()
+
+    async with a_world() as world:
+        line = await world.up()
+        world.work = work
+        line.event(2)
+        line.event(3)
+        await settle()
+        assert world.gateway.settled == 3
+
+
+async def test_a_limit_holds_and_handlers_start_in_order() -> None:
+    going: list[int | None] = []
+    most = 0
+    doors: dict[int | None, asyncio.Event] = {seq: asyncio.Event() for seq in range(2, 12)}
+
+    async def work(event: Dispatch) -> None:
+        nonlocal most
+        going.append(event.seq)
+        world.handled.append(event.seq)
+        most = max(most, len(going))
+        await doors[event.seq].wait()
+        going.remove(event.seq)
+
+    async with a_world(concurrency=3) as world:
+        line = await world.up()
+        world.work = work
+        for seq in doors:
+            line.event(seq)  # type: ignore[arg-type]
+        await settle()
+        assert (world.runner.health.in_flight, world.gateway.settled) == (10, 1)
+        for seq in (4, 2, 3, 5, 6, 7, 8, 9, 10, 11):
+            doors[seq].set()
+            await settle()
+        assert world.handled == list(range(2, 12))
+        assert most == 3
+        assert world.gateway.settled == 11
+
+
+async def test_a_handler_runs_in_a_copy_of_the_context_that_run_was_called_in() -> None:
+    name = contextvars.ContextVar("name", default="nobody")
+    seen = []
+
+    async def work(event: Dispatch) -> None:
+        seen.append(name.get())
+        name.set("a handler")
+
+    name.set("the caller")
+    async with a_world() as world:
+        line = await world.up()
+        world.work = work
+        line.event(2)
+        line.event(3)
+        await settle()
+        assert seen == ["the caller", "the caller"]
+
+
+async def test_eager_tasks_change_nothing() -> None:
+    factory = getattr(asyncio, "eager_task_factory", None)
+    if factory is None:
+        pytest.skip("Python 3.12")
+    asyncio.get_running_loop().set_task_factory(factory)
+    async with a_world(concurrency=1) as world:
+        line = await world.up()
+        for seq in range(2, 12):
+            line.event(seq)
+        await settle()
+        assert world.handled == list(range(2, 12))
+        assert world.runner.health.in_flight == 0
+
+
+# Frames
+
+
+@pytest.mark.parametrize("frame", ["", "{", "null", "[]", b"\x78\x9c\x00", '{"op":0,"s":"5"}'])
+async def test_a_malformed_frame_is_skipped_and_the_line_read_on(frame: str | bytes) -> None:
+    # promises 19 and 20
+    async with a_world() as world:
+        line = await world.up()
+        line.inbox.put_nowait(frame)
+        line.event(2)
+        await settle()
+        assert world.handled == [2]
+        assert line.closed_with is None
+
+
+async def test_skipped_frames_are_told_at_most_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with a_world() as world:
+        line = await world.up()
+        for _ in range(100):
+            line.inbox.put_nowait("{")
+        for seconds in (40, 40):
+            line.say(op=11)
+            await asyncio.sleep(seconds)
+        line.inbox.put_nowait("{")
+        await settle()
+        told = [r.args[1] for r in caplog.records if r.qqbot_reason == "skipped"]  # type: ignore
+        assert told == [1, 100]
+
+
+async def test_a_binary_frame_with_json_counts_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    async with a_world() as world:
+        line = await world.up()
+        line.inbox.put_nowait(json.dumps({"op": 0, "s": 2, "t": KIND, "d": {}}).encode())
+        await settle()
+        assert world.handled == [2]
+
+
+async def test_the_alarm_is_not_set_anew_for_every_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    # promise 24
+    async with a_world() as world:
+        line = await world.up()
+        loop, calls = asyncio.get_running_loop(), []
+        call_at = loop.call_at
+        monkeypatch.setattr(loop, "call_at", lambda *a, **k: calls.append(a) or call_at(*a, **k))
+        for seq in range(2, 502):
+            line.event(seq)
+        await settle()
+        while len(world.handled) < 500:
+            await settle()
+        assert len(calls) < 10
+
+
+# Lines
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("reset"), TimeoutError(), ValueError("bug"), asyncio.CancelledError()]
+)
+async def test_whatever_a_socket_raises_ends_the_line_and_the_next_one_resumes(
+    error: BaseException,
+) -> None:
+    # promise 20
+    async with a_world() as world:
+        line = await world.up()
+        line.inbox.put_nowait(error)
+        line = await world.up()
+        assert line.handshakes() == [6]
+        assert not world.task.done()
+
+
+async def test_a_silent_socket_is_given_up_with_4000_and_taken_up_again() -> None:
+    # promise 20
+    async with a_world() as world:
+        line = await world.line()  # no Hello
+        began = asyncio.get_running_loop().time()
+        second = await world.line()
+        assert line.closed_with == 4000
+        assert 20 <= asyncio.get_running_loop().time() - began < 60
+        second.hello()  # and then no READY
+        third = await world.line()
+        assert second.closed_with == 4000
+        third.hello()
+        await settle()
+        assert third.handshakes() == [2]
+
+
+async def test_unanswered_heartbeats_end_the_line_though_its_peer_does_not_even_close() -> None:
+    # promise 20
+    async with a_world() as world:
+        line = await world.up()
+        line.answers_close = False
+        began = asyncio.get_running_loop().time()
+        following = await world.up()
+        assert following.handshakes() == [6]
+        assert asyncio.get_running_loop().time() - began < 3 * 45
+        assert world.runner.health.last_close_code is None
+
+
+async def test_heartbeats_report_the_number_received_last() -> None:
+    # promises 18 and 21
+    async with a_world() as world:
+        line = await world.up()
+        line.event(5)
+        for _ in range(3):
+            line.say(op=11)
+            await asyncio.sleep(45)
+            line.say(op=11)
+            await settle()
+        beats = [frame for frame in line.sent if frame["op"] == 1]
+        assert beats[0] == {"op": 1, "d": 1}  # at READY
+        assert beats[1:] == [{"op": 1, "d": 5}] * 3
+
+
+@pytest.mark.parametrize("hang", [False, True])
+async def test_a_token_that_is_not_to_be_had_ends_nothing(
+    hang: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    # promise 20
+    answers = iter([False, False, True])
+
+    async def token(new: bool) -> str:
+        if not next(answers):
+            if hang:
+                await asyncio.Event().wait()
+            raise ConnectionError("no route to the token endpoint")
+        return "token"
+
+    async with a_world(token=token) as world:
+        line = await world.up()
+        assert line.handshakes() == [2]
+        told = [r for r in caplog.records if r.qqbot_reason == "no_line"]  # type: ignore[attr-defined]
+        assert len(told) == 2
+        assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("hang", [False, True])
+async def test_a_line_that_does_not_open_is_tried_again(hang: bool) -> None:
+    # promise 20
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        gateway = await open_gateway(store, "102000000", intents=1)
+        tries = 0
+
+        async def next_line() -> Line:
+            nonlocal tries
+            tries += 1
+            if tries < 4:
+                if hang:
+                    await asyncio.Event().wait()
+                raise OSError("refused")
+            return await world.make_line()
+
+        world = World(store, gateway)
+        world.next_line = next_line
+        line = await world.up()
+        assert line.handshakes() == [2]
+        await world.stop()
+
+
+async def test_a_code_that_forbids_another_try_ends_run_with_the_reason() -> None:
+    # promise 16
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1))
+        line = await world.up()
+        line.end(4915)
+        with pytest.raises(GatewayRefusedError, match="banned") as caught:
+            await world.task
+        assert (caught.value.account_id, caught.value.code) == (ACCOUNT, 4915)
+        assert world.runner.health.next_try_at is None
+
+
+async def test_a_refusal_out_of_token_or_connect_ends_run() -> None:
+    async def token(new: bool) -> str:
+        raise GatewayRefusedError("102000000", 100016, "The secret is wrong.")
+
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1), token=token)
+        with pytest.raises(GatewayRefusedError, match="The secret is wrong"):
+            await world.task
+
+
+async def test_a_refused_token_is_renewed() -> None:
+    # promise 16
+    async with a_world() as world:
+        line = await world.up()
+        line.end(4004)
+        line = await world.up()
+        line.end(1006)
+        await world.up()
+        assert world.tokens == [False, True, False]
+
+
+async def test_a_fault_of_our_own_ends_run_instead_of_the_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # promise 20
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1))
+        line = await world.up()
+
+        async def broken(gateway: GatewaySession) -> None:
+            raise TimeoutError("a fault that looks like a time-out")
+
+        monkeypatch.setattr(store, "record", broken)
+        line.event(2)
+        with pytest.raises(TimeoutError, match="a fault"):
+            await world.task
+        assert len(world.lines) == 1
+        monkeypatch.undo()
+
+
+async def test_observe_sees_every_event_before_its_handler() -> None:
+    async with a_world() as world:
+        line = await world.up()
+        line.event(2)
+        line.event(2)
+        await settle()
+        kinds = [type(event) for event in world.seen]
+        assert kinds == [Hello, Ready, Dispatch, Dispatch]
+        assert world.handled == [2]
+        line.end()
+        await world.up()
+        assert Resumed in [type(event) for event in world.seen]
+
+
+async def test_an_observer_that_raises_is_told_and_ends_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def observe(event: Event) -> None:
+        raise RuntimeError("a framework's fault")
+
+    async with a_world(observe=observe) as world:
+        line = await world.up()
+        line.event(2)
+        await settle()
+        assert world.handled == [2]
+        assert "a framework's fault" in caplog.text
+
+
+async def test_before_identify_is_awaited_before_the_line_is_opened_and_never_before_a_resume() -> (
+    None
+):
+    # promise 21
+    steps: list[str] = []
+    may = asyncio.Event()
+
+    async def before_identify() -> None:
+        steps.append("asked")
+        await may.wait()
+
+    async with a_world(before_identify=before_identify) as world:
+        await asyncio.sleep(3600)
+        assert (steps, world.lines, world.tokens) == (["asked"], [], [])
+        may.set()
+        line = await world.up()
+        line.end()
+        line = await world.up()
+        assert line.handshakes() == [6]
+        assert steps == ["asked"]
+        line.end(4006)
+        line = await world.up()
+        assert line.handshakes() == [2]
+        assert steps == ["asked", "asked"]
+
+
+async def test_steps_of_the_wall_clock_are_no_dead_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # promise 11
+    async with a_world() as world:
+        line = await world.up()
+        for step in (86_400.0, -86_400.0):
+            now = time.time() + step
+            monkeypatch.setattr("qqbot_session.shard.time.time", lambda now=now: now)
+            for _ in range(4):
+                await asyncio.sleep(20)
+                line.say(op=11)
+        await settle()
+        assert line.closed_with is None
+        assert len([frame for frame in line.sent if frame["op"] == 1]) in (4, 5)
+
+
+# The end
+
+
+async def test_cancelled_it_closes_with_4000_and_lets_handlers_finish() -> None:
+    # promise 22
+    async def work(event: Dispatch) -> None:
+        await asyncio.sleep(3)
+        world.handled.append(event.seq)
+
+    async with a_world(grace=5.0) as world:
+        line = await world.up()
+        world.work = work
+        line.event(2)
+        await settle()
+        began = asyncio.get_running_loop().time()
+        await world.stop()
+        assert world.task.cancelled()
+        assert line.closed_with == 4000
+        assert world.handled == [2]
+        assert asyncio.get_running_loop().time() - began == pytest.approx(3)
+        state = await world.store.load(ACCOUNT)
+        assert state is not None
+        assert state.last_seq == 2
+
+
+async def test_a_handler_that_outlasts_the_grace_is_cancelled_and_its_event_stays_open() -> None:
+    # promises 18 and 22
+    async with a_world(grace=5.0) as world:
+        line = await world.up()
+        world.work = lambda event: asyncio.sleep(3600)
+        line.event(2)
+        await settle()
+        began = asyncio.get_running_loop().time()
+        await world.stop()
+        assert asyncio.get_running_loop().time() - began == pytest.approx(5)
+        assert world.gateway.settled == 1
+        assert world.runner.health.in_flight == 0
+
+
+async def test_a_second_cancellation_ends_the_grace() -> None:
+    # promise 22
+    async with a_world(grace=3600) as world:
+        line = await world.up()
+        world.work = lambda event: asyncio.sleep(7200)
+        line.event(2)
+        await settle()
+        began = asyncio.get_running_loop().time()
+        world.task.cancel()
+        await asyncio.sleep(1)
+        world.task.cancel()
+        await asyncio.wait([world.task])
+        assert asyncio.get_running_loop().time() - began == pytest.approx(1)
+        assert world.gateway.settled == 1
+
+
+async def test_a_handler_that_will_not_be_cancelled_holds_the_end_up_for_moments_only() -> None:
+    release = asyncio.Event()
+
+    async def stubborn(event: Dispatch) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with a_world(grace=0) as world:
+        line = await world.up()
+        world.work = stubborn
+        line.event(2)
+        await settle()
+        began = asyncio.get_running_loop().time()
+        await world.stop()
+        assert asyncio.get_running_loop().time() - began == pytest.approx(2)
+        release.set()
+        await settle()
+
+
+async def test_what_waits_for_a_place_is_not_begun_at_the_end_and_stays_open() -> None:
+    # promises 18 and 22
+    async def work(event: Dispatch) -> None:
+        world.handled.append(event.seq)
+        await asyncio.sleep(1)
+
+    async with a_world(concurrency=1) as world:
+        line = await world.up()
+        world.work = work
+        for seq in range(2, 6):
+            line.event(seq)
+        await settle()
+        await world.stop()
+        assert world.handled == [2]
+        assert world.gateway.settled == 2
+
+
+async def test_run_can_be_called_again_but_not_twice_at_a_time() -> None:
+    async with a_world() as world:
+        await world.up()
+        with pytest.raises(RuntimeError, match="running already"):
+            await world.runner.run()
+        await world.stop()
+        world.task = asyncio.create_task(world.runner.run())
+        line = await world.up()
+        assert line.handshakes() == [6]
+
+
+# What is said
+
+
+async def test_health_tells_how_the_shard_is() -> None:
+    async with a_world() as world:
+        assert world.runner.health == Health()
+        line = await world.up()
+        health = world.runner.health
+        assert health.connected_since is not None
+        assert abs(health.connected_since - time.time()) < 60
+        line.say(op=11)
+        await settle()
+        assert world.runner.health.last_ack_at == world.runner.health.last_frame_at
+        line.end(4009)
+        await settle()
+        health = world.runner.health
+        assert (health.connected_since, health.last_close_code) == (None, 4009)
+        assert health.last_close_meaning == "The connection expired."
+        assert health.next_try_at is not None
+        await world.up()
+        assert world.runner.health.next_try_at is None
+        assert world.runner.health.connected_since is not None
+
+
+async def test_every_step_has_one_log_line_with_fields(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qqbot_session")
+    async with a_world() as world:
+        line = await world.up()
+        line.end(4009)
+        line = await world.up()
+        line.end(4006)
+        await world.up()
+        said = [r.qqbot_reason for r in caplog.records]  # type: ignore[attr-defined]
+        first = ["connected", "identify", "ready", "closed"]
+        second = ["connected", "resume", "resumed", "closed"]
+        assert said == [*first, *second, *first[:3]]
+        assert {r.qqbot_account for r in caplog.records} == {ACCOUNT}  # type: ignore[attr-defined]
+        closed = [r for r in caplog.records if r.qqbot_reason == "closed"]  # type: ignore[attr-defined]
+        assert [(r.qqbot_code, r.qqbot_next) for r in closed] == [  # type: ignore[attr-defined]
+            (4009, "resume"),
+            (4006, "identify"),
+        ]
+        assert "The session id is not valid." in caplog.text
+        assert "secret-token" not in caplog.text
+
+
+async def test_a_logging_filter_that_raises_ends_nothing() -> None:
+    # promise 1
+    def broken(record: logging.LogRecord) -> bool:
+        raise RuntimeError("the application's own fault")
+
+    log = logging.getLogger("qqbot_session")
+    log.addFilter(broken)
+    log.setLevel(logging.INFO)
+    try:
+        async with a_world() as world:
+            line = await world.up()
+            line.end(4009)
+            line = await world.up()
+            line.event(4)
+            await settle()
+            assert world.handled == [4]
+    finally:
+        log.removeFilter(broken)
+        log.setLevel(logging.NOTSET)
+
+
+# Names and arguments
+
+
+def test_an_account_id_names_app_shard_and_environment() -> None:
+    # promise 12
+    assert account_id_for("102000000") == "102000000-0-1"
+    assert account_id_for("102000000", (3, 4), sandbox=True) == "102000000-3-4-sandbox"
+    with pytest.raises(ValueError, match=r"\(4, 4\)"):
+        account_id_for("102000000", (4, 4))
+
+
+async def test_open_gateway_resumes_what_the_store_remembers() -> None:
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1))
+        await world.up()
+        await world.stop()
+        again = await open_gateway(store, "102000000", intents=1)
+        assert again.resumable
+        other = await open_gateway(store, "102000000", intents=2)
+        assert not other.resumable
+        sandbox = await open_gateway(store, "102000000", intents=1, sandbox=True)
+        assert (sandbox.account_id, sandbox.resumable) == ("102000000-0-1-sandbox", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"concurrency": 0}, ValueError),
+        ({"concurrency": 2.0}, TypeError),
+        ({"concurrency": True}, TypeError),
+        ({"grace": -1.0}, ValueError),
+        ({"grace": float("nan")}, ValueError),
+        ({"grace": "5"}, TypeError),
+    ],
+)
+async def test_wrong_options_are_refused_by_name(
+    options: dict[str, Any], error: type[Exception]
+) -> None:
+    # promise 10
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        gateway = await open_gateway(store, "102000000", intents=1)
+        with pytest.raises(error, match=next(iter(options))):
+            World(store, gateway, **options)
