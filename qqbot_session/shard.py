@@ -241,7 +241,7 @@ class ShardRunner:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the next try is as good
             self._raise_if_asked_to_end(error)
-            self._say(logging.WARNING, "no line: %s", _describe(error), reason="no_line")
+            self._say(logging.WARNING, "no line: %s", describe(error), reason="no_line")
             return None
         self._next_try_at = None
         self._say(logging.INFO, "connected", reason="connected")
@@ -280,7 +280,7 @@ class ShardRunner:
                 if isinstance(error, asyncio.CancelledError) and alarm.expired():
                     raise
                 self._raise_if_asked_to_end(error)
-                self._say(logging.INFO, "the line broke: %s", _describe(error), reason="broken")
+                self._say(logging.INFO, "the line broke: %s", describe(error), reason="broken")
                 return False
             if received is None:
                 return False
@@ -298,7 +298,7 @@ class ShardRunner:
             async with asyncio.timeout(_GOODBYE):
                 return await socket.close(code)
         except Exception as error:  # noqa: BLE001 - a line that is gone is closed
-            _log.debug("%s: closing: %s", self._gateway.account_id, _describe(error))
+            _log.debug("%s: closing: %s", self._gateway.account_id, describe(error))
         return None
 
     # Events and their handlers
@@ -483,7 +483,7 @@ def _requests_to_cancel() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Name the error's kind, for many say nothing (`TimeoutError()`)."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
