@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -520,6 +521,19 @@ async def test_a_lease_of_an_earlier_boot_is_over(storage: SqliteStorage, path: 
         connection.execute("INSERT INTO leases VALUES ('a', 'earlier', 1e9, 15.0)")
     assert await storage.commit({"a": b"b"}) == {}
     assert await storage.acquire("a", "now", 15.0) is True
+
+
+async def test_a_lease_taken_while_a_statement_waited_is_one(
+    storage: SqliteStorage, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was read before the other's lease began; that is no earlier boot."""  # promise 23
+    assert await storage.acquire("a", "holder", 60.0)
+    other = SqliteStorage(path)
+    now = time.monotonic
+    monkeypatch.setattr(f"{SQLITE}.time.monotonic", lambda: now() - 0.9)
+    assert await other.acquire("a", "candidate", 60.0) is False
+    assert set(await other.commit({"a": b"stolen", "b": b"b"})) == {"a"}
+    await other.aclose()
 
 
 async def test_a_database_that_forgot_a_lease_gives_it_back_to_its_holder(

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import atexit
+import functools
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from redis_server import RedisServer
 
 from qqbot_session import FileStorage, MemoryStorage
-from qqbot_session.storages import SqliteStorage
+from qqbot_session.storages import RedisStorage, SqliteStorage
 from qqbot_session.testing import storage_contract
 from qqbot_session.testing.storage_contract import CHECKS, LEASING_CHECKS, ODD_IDS, Check, Opener
 
@@ -27,12 +31,27 @@ def _memory(place: Path) -> Opener:
     return lambda: MemoryStorage(records)
 
 
+def _redis(place: Path) -> Opener:
+    """A server of all tests together; each has keys of its own in it."""
+    url, prefix = _server().url, f"test [{secrets.token_hex(4)}]*"
+    return lambda: RedisStorage(url, prefix=prefix)
+
+
+@functools.cache
+def _server() -> RedisServer:
+    pytest.importorskip("redis")
+    server = RedisServer()
+    atexit.register(server.__exit__, None, None, None)
+    return server
+
+
 STORAGES: dict[str, Callable[[Path], Opener]] = {
     "memory": _memory,
     "files": lambda place: lambda: FileStorage(place / "sessions"),
     "files-not-durable": lambda place: lambda: FileStorage(place / "sessions", durable=False),
     "sqlite": lambda place: lambda: SqliteStorage(place / "sessions.db"),
     "sqlite-not-durable": lambda place: lambda: SqliteStorage(place / "sessions.db", durable=False),
+    "redis": _redis,
 }
 
 
@@ -47,7 +66,7 @@ def test_every_storage_keeps_the_contract(check: Check, opener: Opener) -> None:
 
 
 @pytest.mark.parametrize("check", LEASING_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["sqlite"])
+@pytest.mark.parametrize("name", ["sqlite", "redis"])
 def test_every_leasing_storage_keeps_the_contract(check: Check, name: str, tmp_path: Path) -> None:
     asyncio.run(check(STORAGES[name](tmp_path)))
 

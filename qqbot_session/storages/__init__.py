@@ -7,12 +7,14 @@ from .base import LeasingStorage, MemoryStorage, Storage
 from .files import FileStorage
 
 if TYPE_CHECKING:
+    from .redis import RedisStorage
     from .sqlite import SqliteStorage
 
 __all__ = [
     "FileStorage",
     "LeasingStorage",
     "MemoryStorage",
+    "RedisStorage",
     "SqliteStorage",
     "Storage",
     "storage_of",
@@ -25,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from .sqlite import SqliteStorage
 
         return SqliteStorage
+    if name == "RedisStorage":
+        from .redis import RedisStorage
+
+        return RedisStorage
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -32,14 +38,19 @@ def storage_of(storage: object) -> Storage:
     """Return the storage that this names, or is.
 
     Args:
-        storage: a directory; `sqlite:PATH`, a database; a `Storage`, returned as it is; `None` is
-            the TypeScript original's directory, `~/.openclaw/qqbot/sessions`.
+        storage: a directory; `sqlite:PATH`, a database; `redis://…` or `rediss://…`, a server; a
+            `Storage`, returned as it is; `None` is the TypeScript original's directory,
+            `~/.openclaw/qqbot/sessions`.
     """
     if storage is None:
         home = os.environ.get("HOME") or "/tmp"  # as the original
         return FileStorage(os.path.join(home, ".openclaw", "qqbot", "sessions"))
     if isinstance(storage, str) and storage.startswith("sqlite:"):
         return _sqlite(storage)
+    if isinstance(storage, str) and storage.startswith(("redis://", "rediss://")):
+        from .redis import RedisStorage
+
+        return RedisStorage(storage)
     if isinstance(storage, str) and "://" in storage:
         raise ValueError(f"no storage claims {storage!r}; a directory is a plain path")
     if isinstance(storage, str | os.PathLike):

@@ -73,17 +73,19 @@ _SCAN = (
 )
 _DISCARD = f"DELETE FROM sessions WHERE account_id = ? AND {_RECORD} = ?"
 
-# `ends` is in seconds of the machine's monotonic clock, which all its processes share; a lease that
-# ends later than `ttl` from now is of an earlier boot, and over.
+# `ends` is in seconds of the machine's monotonic clock, which all its processes share. A lease that
+# ends much later than `ttl` from now is of an earlier boot, and over; much, because now is when the
+# clock was read, and a statement may have waited for another's since.
+_WAITED = 60.0  # seconds
 _MAY_WRITE = (  # `column2` is the writer's token: the lease's, or NULL where nobody holds one
     "column2 IS (SELECT token FROM leases WHERE account_id = column1"
-    " AND (token = column2 OR (ends > ? AND ends <= ? + ttl)))"
+    f" AND (token = column2 OR (ends > ? AND ends <= ? + ttl + {_WAITED})))"
 )
 _HOLDER = "SELECT token, ends, ttl FROM leases WHERE account_id = ?"
 _ACQUIRE = (
     "INSERT INTO leases VALUES (?1, ?2, ?3 + ?4, ?4)"
     " ON CONFLICT (account_id) DO UPDATE SET token = ?2, ends = ?3 + ?4, ttl = ?4"
-    " WHERE token = ?2 OR ends <= ?3 OR ends > ?3 + ttl"
+    f" WHERE token = ?2 OR ends <= ?3 OR ends > ?3 + ttl + {_WAITED}"
 )
 _RENEW = "UPDATE leases SET ends = ?3 + ?4, ttl = ?4 WHERE account_id = ?1 AND token = ?2"
 _REMEMBER = "INSERT INTO leases VALUES (?1, ?2, ?3 + ?4, ?4) ON CONFLICT (account_id) DO NOTHING"
@@ -306,21 +308,27 @@ class SqliteStorage:
 
     def _acquire(self, account_id: str, token: str, ttl: float) -> bool:
         def acquire(connection: sqlite3.Connection) -> bool:
-            now = time.monotonic()
-            holder = connection.execute(_HOLDER, (account_id,)).fetchone()
-            if holder is None:  # forgotten, unless nobody had it: its holder may set it again
-                if self._until.get(account_id, now) > now:
-                    return False
-            elif holder[0] != token and now < holder[1] <= now + holder[2]:
-                self._until[account_id] = holder[1]
+            if self._is_anothers(connection, account_id, token):  # to look costs no transaction
                 return False
-            return connection.execute(_ACQUIRE, (account_id, token, now, ttl)).rowcount > 0
+            lease = (account_id, token, time.monotonic(), ttl)
+            return connection.execute(_ACQUIRE, lease).rowcount > 0
 
         asked = time.monotonic()
         if not self._database.run("writer", acquire, False):
             return False
         self._tokens[account_id] = token
         self._until[account_id] = asked + ttl
+        return True
+
+    def _is_anothers(self, connection: sqlite3.Connection, account_id: str, token: str) -> bool:
+        now = time.monotonic()
+        holder = connection.execute(_HOLDER, (account_id,)).fetchone()
+        if holder is None:  # nobody's, or forgotten: then its holder may set it again
+            return self._until.get(account_id, now) > now
+        other, ends, ttl = holder
+        if other == token or not now < ends <= now + ttl + _WAITED:
+            return False
+        self._until[account_id] = ends
         return True
 
     def _renew(self, held: Mapping[str, str], ttl: float) -> set[str]:

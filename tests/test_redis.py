@@ -1,0 +1,474 @@
+"""`RedisStorage` and a real server that is killed, stopped, emptied, full, locked and slow.
+
+What it shares with every storage is in `test_storage_contract`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Self
+
+import pytest
+from redis_server import RedisServer, free_port
+
+from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
+from qqbot_session.storages import RedisStorage, storage_of
+from qqbot_session.storages.redis import _namelessly
+
+redis_asyncio = pytest.importorskip("redis.asyncio")
+pytestmark = pytest.mark.real_time
+
+QUIET = _namelessly()  # else redis-py reads a file on the loop for each connection
+SHORT = 0.3  # seconds: a time-out that a test waits for
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[RedisServer]:
+    """A server that its tests leave as they found it."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def storage(shared: RedisServer) -> AsyncIterator[RedisStorage]:
+    async with closing(RedisStorage(shared.url, prefix=secrets.token_hex(4))) as storage:
+        yield storage
+
+
+def closing(storage: RedisStorage) -> contextlib.aclosing[RedisStorage]:
+    return contextlib.aclosing(storage)
+
+
+async def records(storage: RedisStorage) -> dict[str, bytes]:
+    return {key: data async for key, data in storage.scan()}
+
+
+# What a client may be
+
+
+async def test_the_store_makes_one_from_a_url_and_closes_it(shared: RedisServer) -> None:
+    connections = shared.ask("CLIENT", "LIST").count(b"\n")
+    async with AsyncSessionStore(shared.url) as store:
+        await store.save(SessionState(account_id="from-url", session_id="s", last_seq=7))
+    assert shared.ask("CLIENT", "LIST").count(b"\n") == connections
+    assert b"from-url" in shared.ask("GET", "qqbot_session:{from-url}")
+    async with AsyncSessionStore(shared.url) as store:
+        state = await store.load("from-url")
+        await store.clear("from-url")
+    assert state is not None
+    assert state.last_seq == 7
+
+
+async def test_no_password_is_shown(caplog: pytest.LogCaptureFixture) -> None:  # promise 15
+    port = free_port()
+    url = f"redis://bot:secret-word@127.0.0.1:{port}/3?password=secret-word"
+    storage = RedisStorage(url, timeout=SHORT)
+    assert (
+        repr(storage) == f"<RedisStorage url='redis://127.0.0.1:{port}/3' prefix='qqbot_session'>"
+    )
+    assert "secret" not in repr(AsyncSessionStore(storage))
+    with pytest.raises(OSError, match=str(port)) as caught:
+        await storage.commit({"a": b"a"})
+    assert "secret" not in str(caught.value)
+    for bad in ("redis://bot:secret/word@127.0.0.1:1", "http://bot:secret@127.0.0.1/"):
+        with pytest.raises(ValueError, match="Redis") as refused:
+            RedisStorage(bad)
+        assert "secret" not in str(refused.value)
+    await storage.aclose()
+
+
+def test_wrong_arguments_are_named() -> None:
+    import redis
+
+    for wrong in (redis.Redis(), object(), None, 7):
+        with pytest.raises(TypeError, match="client"):
+            RedisStorage(wrong)
+    for name, values in {"expiry": (0, -1.0, float("nan")), "timeout": (0, float("inf"))}.items():
+        for value in values:
+            with pytest.raises(ValueError, match=name):
+                RedisStorage("redis://127.0.0.1", **{name: value})
+    with pytest.raises(TypeError, match="timeout"):
+        RedisStorage("redis://127.0.0.1", timeout=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prefix"):
+        RedisStorage("redis://127.0.0.1", prefix="")
+    assert isinstance(storage_of("rediss://127.0.0.1"), RedisStorage)
+
+
+def test_without_redis_py_a_sentence_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from qqbot_session.storages import storage_of\n"
+        "try: storage_of('redis://127.0.0.1')\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "qqbot_session[redis]" in result.stdout
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("package", ["redis", "valkey"])
+async def test_a_client_handed_in_works_as_it_is_and_stays_open(
+    shared: RedisServer, package: str, decode: bool
+) -> None:
+    pytest.importorskip(package)
+    module = __import__(f"{package}.asyncio").asyncio
+    options = QUIET if package == "redis" else {"lib_name": None, "lib_version": None}
+    async with module.from_url(shared.url, decode_responses=decode, **options) as client:
+        storage = RedisStorage(client, prefix="机器人*")
+        await storage.commit({"a": b"\xff\0", "中": b"1"})
+        assert await storage.read("a") == b"\xff\0"
+        assert await records(storage) == {"a": b"\xff\0", "中": b"1"}
+        assert await storage.discard("中", b"1") is True
+        assert await storage.commit({"a": None}) == {}
+        await storage.aclose()
+        assert await client.ping()
+
+
+async def test_records_expire_a_while_after_their_last_write(shared: RedisServer) -> None:
+    client = redis_asyncio.from_url(shared.url, **QUIET)
+    for expiry, least, most in ((None, -1, -1), (100.0, 99_000, 100_000)):
+        storage = RedisStorage(client, prefix="expiry", expiry=expiry)
+        await storage.commit({"a": b"a"})
+        assert least <= await client.pttl("expiry:{a}") <= most
+    await storage.commit({"a": None})
+    await client.aclose()
+
+
+async def test_what_is_no_record_is_neither_listed_nor_taken_for_absent(
+    shared: RedisServer, storage: RedisStorage
+) -> None:
+    await storage.commit({"a": b"a"})
+    shared.ask("RPUSH", f"{storage.prefix}:{{list}}", "x")
+    shared.ask("SET", f"{storage.prefix}x:{{other}}", "x")
+    assert await records(storage) == {"a": b"a"}
+    with pytest.raises(OSError, match="WRONGTYPE"):
+        await storage.read("list")
+
+
+# What happens to servers
+
+
+async def test_a_connection_that_was_cut_while_idle_fails_nothing(
+    shared: RedisServer, storage: RedisStorage
+) -> None:
+    """As after a restart of the server, or a firewall that forgets: one more attempt, at once."""
+    await storage.commit({"a": b"1"})
+    shared.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert await storage.commit({"a": b"2"}) == {}
+    shared.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert await storage.read("a") == b"2"
+
+
+async def test_a_server_that_died_is_a_failure_until_it_is_back(server: RedisServer) -> None:
+    """Back without a record or a script: the next write is whole."""  # promise 8
+    async with closing(RedisStorage(server.url)) as storage:
+        await storage.commit({"a": b"1", "b": b"1"})
+        server.kill()
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match="onnect"):
+                await storage.commit({"a": b"2"})
+            with pytest.raises(ConnectionError):
+                await storage.read("a")
+            with pytest.raises(ConnectionError):
+                await records(storage)
+        server.start()
+        assert await storage.read("a") is None
+        assert await storage.commit({"a": b"3"}) == {}
+        assert await records(storage) == {"a": b"3"}
+
+
+async def test_a_write_that_failed_in_a_stopped_server_has_no_effect_later(
+    server: RedisServer,
+) -> None:
+    """Neither a write nor a deletion, and no lease that nobody renews."""  # promises 3, 4, 8
+    async with closing(RedisStorage(server.url, timeout=SHORT)) as storage:
+        await storage.commit({"a": b"before", "b": b"before"})
+        for changes in ({"a": b"late"}, {"b": None}):
+            server.stop()
+            with pytest.raises(TimeoutError, match=r"0\.3 s"):
+                await storage.commit(changes)
+            with pytest.raises(TimeoutError):
+                await storage.read("a")
+            server.go_on()
+            assert await storage.read("a") == b"before"
+            assert await storage.read("b") == b"before"
+        assert await storage.commit({"a": b"after"}) == {}
+
+
+async def test_a_hung_server_costs_one_time_out_per_call(server: RedisServer) -> None:
+    """Whatever the time-outs and retries of the client that was handed in."""  # promise 8
+    async with redis_asyncio.Redis(host="127.0.0.1", port=server.port, **QUIET) as client:
+        storage = RedisStorage(client, timeout=SHORT)
+        await storage.commit({"a": b"a"})
+        server.stop()
+        async with asyncio.timeout(20 * SHORT):  # redis-py alone takes a minute
+            with pytest.raises(TimeoutError):
+                await storage.commit({"a": b"b"})
+            with pytest.raises(TimeoutError):
+                await storage.read("a")
+        server.go_on()
+        assert await storage.commit({"a": b"c"}) == {}
+
+
+async def test_a_full_memory_is_a_failure_that_heals(server: RedisServer) -> None:
+    async with closing(RedisStorage(server.url)) as storage:
+        await storage.commit({"a": b"1", "b": b"1"})
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(ConnectionError, match=r"OOM|maxmemory"):
+            await storage.commit({"a": b"2", "c": b"2"})
+        assert await storage.commit({"b": None}) == {}
+        assert await records(storage) == {"a": b"1"}
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        assert await storage.commit({"a": b"3"}) == {}
+
+
+async def test_a_server_that_wants_a_password_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    # promise 10
+    with RedisServer(requirepass="right") as server:
+        store = AsyncSessionStore(server.url)
+        with caplog.at_level(logging.WARNING):
+            assert await store.load("a") is None
+        assert "uthenti" in caplog.text
+        with pytest.raises(ConnectionError, match="uthenti"):
+            await storage_of(server.url).commit({"a": b"a"})
+        await store.aclose()
+        url = server.url.replace("//", "//:right@")
+        async with closing(RedisStorage(url)) as storage:
+            assert await storage.commit({"a": b"a"}) == {}
+
+
+async def test_a_server_that_is_still_loading_is_waited_for(server: RedisServer) -> None:
+    """What it holds is neither absent nor overwritten meanwhile."""
+    async with closing(RedisStorage(server.url)) as storage:
+        await storage.commit({f"{number}": b"x" * 1000 for number in range(300)})
+        server.ask("SAVE")
+        server.kill()
+        server.start(wait=False, key_load_delay=2_000, loading_process_events_interval_bytes=1024)
+        refused = 0
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    assert await storage.read("7") == b"x" * 1000
+                    break
+                except OSError as error:
+                    refused += "oading" in str(error)
+        assert refused
+        assert await storage.commit({"7": b"7"}) == {}
+
+
+async def test_a_replica_refuses_until_it_is_the_master(server: RedisServer) -> None:
+    async with closing(RedisStorage(server.url)) as storage:
+        await storage.commit({"a": b"1"})
+        server.ask("REPLICAOF", "127.0.0.1", str(free_port()))
+        with pytest.raises(ConnectionError, match=r"read.?only|READONLY"):
+            await storage.commit({"a": b"2", "b": b"2"})
+        assert await storage.read("a") == b"1"
+        server.ask("REPLICAOF", "NO", "ONE")
+        assert await storage.commit({"a": b"3"}) == {}
+        assert await records(storage) == {"a": b"3"}
+
+
+async def test_a_step_of_the_servers_clock_fails_one_write_at_most(
+    shared: RedisServer, storage: RedisStorage
+) -> None:  # promise 11
+    await storage.commit({"a": b"1"})
+    ((node, (offset, asked)),) = storage._clocks.items()
+    storage._clocks[node] = (offset - 3600.0, asked)  # as if the server's had gone ahead
+    with pytest.raises(ConnectionError, match="too late"):
+        await storage.commit({"a": b"2"})
+    assert await storage.commit({"a": b"3"}) == {}
+
+
+# What lies between
+
+
+class Proxy:
+    """Passes everything on, except that it holds back writes when told to."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self.holding = 0  # how many writes to hold back
+        self.held = asyncio.Event()
+        self.let_go = asyncio.Event()
+        self.passed = asyncio.Event()
+        self.cut_when_held = False
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        for writer in self._writers:
+            writer.close()
+        waits = [*self._tasks, *[writer.wait_closed() for writer in self._writers]]
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _serve(self, reader: Any, writer: Any) -> None:
+        server = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += (writer, server[1])
+        there = asyncio.create_task(self._to_server(reader, server[1], writer))
+        back = asyncio.create_task(self._to_client(server[0], writer))
+        self._tasks |= {there, back}
+
+    async def _to_client(self, reader: Any, writer: Any) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def _to_server(self, reader: Any, writer: Any, client: Any) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 20):
+                if self.holding and b":order:" in data:
+                    self.holding -= 1
+                    self.held.set()
+                    if self.cut_when_held:
+                        client.close()
+                    await self.let_go.wait()
+                    writer.write(data)
+                    await writer.drain()
+                    self.passed.set()
+                    continue
+                writer.write(data)
+                await writer.drain()
+        if not self.held.is_set():
+            writer.close()
+
+
+@pytest.mark.parametrize("newest", [b"newest", None], ids=["save", "clear"])
+@pytest.mark.parametrize("how", ["timed out", "cancelled", "cut and sent again", "cut twice"])
+async def test_a_write_held_back_on_its_way_undoes_nothing_that_came_later(
+    shared: RedisServer, newest: bytes | None, how: str
+) -> None:
+    """However its client came to give it up; a plain pipeline brings the old record back."""
+    # promises 3, 4, 6
+    prefix = secrets.token_hex(4)
+    async with (
+        Proxy(shared.port) as proxy,
+        closing(RedisStorage(proxy.url, prefix=prefix, timeout=1.0)) as storage,
+    ):
+        await storage.commit({"a": b"oldest"})
+        proxy.holding = 2 if how == "cut twice" else 1
+        proxy.cut_when_held = how.startswith("cut")
+        write = asyncio.ensure_future(storage.commit({"a": b"held back"}))
+        await proxy.held.wait()
+        if how == "cancelled":
+            write.cancel()
+            storage._latest.cancel()  # type: ignore[union-attr]  # "cancel all tasks" does
+        (outcome,) = await asyncio.gather(write, return_exceptions=True)
+        assert isinstance(outcome, BaseException) is (how != "cut and sent again")
+        assert await storage.commit({"a": newest}) == {}
+        proxy.let_go.set()
+        await proxy.passed.wait()
+        for _ in range(3):  # one connection after the other has been answered
+            assert await storage.read("a") == newest
+
+
+# Leases
+
+
+async def test_a_server_that_forgot_a_lease_gives_it_back_to_its_holder(
+    server: RedisServer,
+) -> None:
+    """A candidate that saw it held waits it out; nobody can have had it since."""  # promise 23
+    async with closing(RedisStorage(server.url)) as one, closing(RedisStorage(server.url)) as other:
+        assert await one.acquire("a", "one", 60.0)
+        assert await other.acquire("a", "other", 60.0) is False
+        server.kill()
+        server.start()
+        assert await other.acquire("a", "other", 60.0) is False
+        assert isinstance((await one.commit({"a": b"not yet"}))["a"], LeaseLostError)
+        assert await one.renew({"a": "one"}, 60.0) == set()
+        assert await one.commit({"a": b"mine"}) == {}
+        await one.release("a", "one")
+        assert await other.acquire("a", "other", 60.0) is True
+
+
+async def test_a_renewal_that_was_stopped_past_its_time_takes_nothing(server: RedisServer) -> None:
+    """The server went on only when another may have had the lease: it is not set again."""
+    async with closing(RedisStorage(server.url, timeout=SHORT)) as storage:
+        assert await storage.acquire("a", "one", 2 * SHORT)
+        server.ask("DEL", "qqbot_session:{a}:lease")
+        await asyncio.sleep(2 * SHORT)
+        assert await storage.renew({"a": "one"}, 60.0) == {"a"}
+        assert server.ask("EXISTS", "qqbot_session:{a}:lease") == b":0\r\n"
+
+
+# Clusters
+
+
+@pytest.fixture
+def cluster() -> Iterator[list[RedisServer]]:
+    """Three masters that know each other, each with a third of the slots."""
+    with contextlib.ExitStack() as stack:
+        masters = [
+            stack.enter_context(
+                RedisServer(
+                    cluster_enabled="yes",
+                    cluster_node_timeout=1000,
+                    cluster_require_full_coverage="no",
+                )
+            )
+            for _ in range(3)
+        ]
+        for master, (first, last) in zip(
+            masters, [(0, 5460), (5461, 10922), (10923, 16383)], strict=True
+        ):
+            master.ask("CLUSTER", "ADDSLOTSRANGE", str(first), str(last))
+            master.ask("CLUSTER", "MEET", "127.0.0.1", str(masters[0].port))
+        while not all(
+            b"cluster_state:ok" in master.ask("CLUSTER", "INFO")
+            and master.ask("CLUSTER", "NODES").count(b"connected") == 3
+            for master in masters
+        ):
+            pass
+        yield masters
+
+
+@pytest.mark.slow
+async def test_a_cluster_that_lost_a_master_fails_its_accounts_alone(
+    cluster: list[RedisServer],
+) -> None:
+    async with redis_asyncio.RedisCluster(
+        host="127.0.0.1", port=cluster[0].port, **QUIET
+    ) as client:
+        storage = RedisStorage(client)
+        batch: dict[str, bytes | None] = {f"account-{number}": b"1" for number in range(60)}
+        assert await storage.commit(batch) == {}
+        assert await records(storage) == batch
+        assert await storage.acquire("account-0", "one", 60.0)
+        assert await storage.renew({"account-0": "one"}, 60.0) == set()
+        assert set(await storage.commit(batch)) == set()
+        cluster[2].kill()
+        failures = await storage.commit(dict.fromkeys(batch, b"2"))
+        lost = {
+            account_id
+            for account_id in batch
+            if client.keyslot(f"qqbot_session:{{{account_id}}}") >= 10923
+        }
+        assert 0 < len(lost) < len(batch)
+        assert set(failures) == lost
+        assert all(isinstance(error, OSError) for error in failures.values())
+        for account_id in batch.keys() - lost:
+            assert await storage.read(account_id) == b"2"
