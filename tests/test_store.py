@@ -737,7 +737,7 @@ async def test_save_nowait_names_what_is_no_state(store: AsyncSessionStore) -> N
         (TypeError, {"storage": b"sessions"}),
         (ValueError, {"storage": ""}),
         (ValueError, {"storage": "a\0b"}),
-        (ValueError, {"storage": "redis://localhost"}),
+        (ValueError, {"storage": "mysql://localhost"}),
         (ValueError, {"storage": "sqlite:///sessions.db"}),
     ],
 )
