@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qqbot_session import AsyncSessionStore, FileStorage
 from qqbot_session.state import encode
-from qqbot_session.storages.files import file_name
+from qqbot_session.storages.names import file_name
 
 from . import _stepwise
 from ._measure import Row, Settings, account_ids, main, no_collection, ratios, state, take_turns

@@ -25,7 +25,7 @@ from typing import Any
 from qqbot_session import AsyncSessionStore, SessionState
 from qqbot_session.state import encode
 from qqbot_session.storages import files
-from qqbot_session.storages.files import file_name, original_name
+from qqbot_session.storages.names import file_name, original_name
 
 PROGRAMS = Path(__file__).parent / "programs"
 NOW = 1_700_000_000.0  # the wall clock of every scenario; seconds
@@ -57,8 +57,8 @@ class Tap:
         value = getattr(os, name)
         return functools.partial(self._call, name, value) if name in self._CALLS else value
 
-    def _call(self, name: str, call: Callable[..., Any], *args: Any) -> Any:
-        return self._around(name, functools.partial(call, *args), args)
+    def _call(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._around(name, functools.partial(call, *args, **kwargs), args)
 
 
 def tap(around: Around) -> None:

@@ -44,7 +44,7 @@ from qqbot_session import (
     StoreClosedError,
 )
 from qqbot_session.state import decode, encode
-from qqbot_session.storages.files import file_name, original_name
+from qqbot_session.storages.names import file_name, original_name
 
 ACCOUNTS = ("a.b", "bot", "a:b")  # the original has one name for the last two
 EPOCH = 1_700_000_000.0

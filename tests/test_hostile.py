@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from qqbot_session import AsyncSessionStore, FileStorage, InvalidRecordError, SessionState
 from qqbot_session.state import MAX_RECORD_BYTES, decode, encode
-from qqbot_session.storages.files import file_name
+from qqbot_session.storages.names import file_name
 
 pytestmark = pytest.mark.timeout(120)  # a guard against blocking for ever; nothing is timed
 

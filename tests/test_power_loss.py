@@ -18,7 +18,7 @@ from disk import Disk, Ruins
 from qqbot_session import FileStorage, SessionState
 from qqbot_session.state import encode
 from qqbot_session.storages import files
-from qqbot_session.storages.files import file_name, original_name
+from qqbot_session.storages.names import file_name, original_name
 
 Allowed = Mapping[str, set[SessionState | None]]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol, runtime_checkable
 
-from ..state import MAX_RECORD_BYTES
+from ..state import MAX_RECORD_BYTES, account_of
 
 READ_LIMIT = MAX_RECORD_BYTES + 1
 """Bytes any read returns at most: one more than a record may have, so that it shows."""
@@ -30,7 +30,8 @@ class Storage(Protocol):
         """Return the account's record, its first `READ_LIMIT` bytes at most, or `None`.
 
         Raises:
-            Exception: the record may exist but cannot be read.
+            NotRegularError: what is there is no record and never will be one by itself.
+            Exception: the record may exist but cannot be read now.
         """
         ...
 
@@ -40,13 +41,27 @@ class Storage(Protocol):
         Commits take effect in the order of their calls, also when a caller is cancelled.
 
         Returns:
-            The failures per account id; empty when all is on storage. To raise is to fail for
-            every account of the batch.
+            The failures per account id; empty when all is on storage.
+
+        Raises:
+            Exception: the storage as a whole is at fault, so that no account of this batch is on
+                storage for certain, and there is no use in trying others now. Who can tell the
+                accounts apart returns failures.
         """
         ...
 
     def scan(self) -> AsyncIterator[tuple[str, bytes]]:
-        """Yield `(key, data)` of every readable record; the key is for `discard` alone."""
+        """Yield `(key, data)` of every readable record; the key is for `discard` alone.
+
+        What it yields is what `read` would return for some account id. So a record that names
+        another account than the one it is kept for, such as a copy, is left out; one that is
+        corrupt, and so names nobody, is not. An account may come twice where a storage keeps
+        records in two places; then `read` tells which counts. One that cannot be read is left
+        out, with a warning for all of them.
+
+        Raises:
+            Exception: the storage cannot be listed.
+        """
         ...
 
     async def discard(self, key: str, expected: bytes) -> bool:
@@ -58,6 +73,9 @@ class Storage(Protocol):
 
         Returns:
             Whether a record was deleted.
+
+        Raises:
+            Exception: this record could not be deleted; the next one may be.
         """
         ...
 
@@ -65,7 +83,10 @@ class Storage(Protocol):
         """Remove left-overs of interrupted writes that are older than so many seconds.
 
         Returns:
-            How many were removed.
+            How many were removed; one that cannot be keeps no other from going.
+
+        Raises:
+            Exception: the storage cannot be listed.
         """
         ...
 
@@ -141,7 +162,8 @@ class MemoryStorage:
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         for account_id, data in list(self.records.items()):
-            yield account_id, data[:READ_LIMIT]
+            if account_of(data) in (None, account_id):
+                yield account_id, data[:READ_LIMIT]
 
     async def discard(self, key: str, expected: bytes) -> bool:
         data = self.records.get(key)

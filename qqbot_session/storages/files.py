@@ -13,21 +13,22 @@ Rules:
   half a module behind, and every later write would fail with it.
 * Opening never follows a link and never blocks; only regular files are read, removed or counted.
   A directory or a device in a record's place is an error to be reported, and is left alone.
-* File names: an id made of `[A-Za-z0-9_-]` has the TypeScript original's name. Any other, and one
-  too long for a file name, has the original's replaced name, shortened, and a hash; a record the
-  original left under its own name is then read too, and removed by the next commit.
+* What a system or a volume cannot do is done as well as it can: see `_open_regular` (no
+  `O_NOFOLLOW`), `_sync_file` (`F_FULLFSYNC` refused), `FileStorage._sync` (a directory that cannot
+  be synced), `_patiently` (a file that another program holds open).
+* A record is what lies under a name that its own account id gives (`names`), for reading, listing
+  and removing alike; what is corrupt, under a name of the form that ids give.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import re
 import stat
-import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,59 +38,53 @@ import aiofiles.os
 
 from ..state import account_of
 from .base import READ_LIMIT, NotRegularError
+from .names import file_name, is_record_name, other_names
 
-if sys.platform == "darwin":
+try:
     import fcntl
+except ImportError:  # Windows
+    _FULL_SYNC = None
+else:
+    _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_NAME = 255  # bytes, on every file system in use
 _SCAN_BATCH = 128  # records per hop: about a millisecond of decoding on the loop
 _MANY = 32  # files that keep a thread busy for a good part of a millisecond
 _SYNC_APART = 16  # files from which on threads are worth their start
 _SYNCERS = 4  # threads
+_LOOKS = 5  # at a file that others replace meanwhile
 
-_RECORD_NAME = re.compile(r"session-.*\.json", re.DOTALL)
 _LEFT_OVER = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,242}")  # both programs use its name, at most 255 bytes
 _SCAN_KEY = "\0"  # opens the keys of `scan`, and no account id holds it
 
-_READ_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-_WRITE_FLAGS = (
-    os.O_WRONLY
-    | os.O_CREAT
-    | os.O_EXCL
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+_PATIENCE = 0.2  # seconds that a hop may wait for others to let go of files
 
 
-def original_name(account_id: str) -> str:
-    """Return the original's file name, which replaces UTF-16 units: an astral one is two."""
-    replaced = re.sub(
-        r"[^A-Za-z0-9_-]", lambda match: "__" if match[0] > "\uffff" else "_", account_id
-    )
-    return f"session-{replaced}.json"
+def _codes(*names: str) -> tuple[int, ...]:
+    """Return these error numbers, as far as the system has them."""
+    return tuple(getattr(errno, name) for name in names if hasattr(errno, name))
 
 
-def file_name(account_id: str) -> str:
-    """Return our file name: no two ids share one on a disk that knows upper and lower case."""
-    if _PLAIN_ID.fullmatch(account_id):
-        return f"session-{account_id}.json"
-    original = original_name(account_id)
-    digest = hashlib.sha256(account_id.encode()).hexdigest()[:32]
-    return f"{original.removesuffix('.json')[:128]}.{digest}.json"
+_HELD = _codes("EACCES", "EBUSY", "ETXTBSY")  # from `replace`, once a new file could be made
+_SHARING = (5, 32, 33)  # Windows: access denied, sharing violation, lock violation
+_FULL = _codes("ENOSPC", "EDQUOT")
+_NOT_OFFERED = _codes("EINVAL", "ENOTSUP", "EOPNOTSUPP", "EBADF", "ENOSYS", "ENOTTY")
+_FORBIDDEN = _codes("EACCES", "EPERM", "EROFS")
 
+
+def _flags(*names: str) -> int:
+    """Return these flags together, as far as the system has them."""
+    return sum(getattr(os, name, 0) for name in names)
+
+
+_READ_FLAGS = _flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+_WRITE_FLAGS = _flags("O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
+_DIRECTORY_FLAGS = _flags("O_RDONLY", "O_DIRECTORY", "O_CLOEXEC")
+_OPENS_SAFELY = hasattr(os, "O_NOFOLLOW") and hasattr(os, "O_NONBLOCK")
 
 _Written = tuple[str, str, int]  # account id, temporary path, descriptor
 
@@ -107,34 +102,40 @@ class FileStorage:
     """Records as files in a directory, which is made when first written to.
 
     Args:
-        directory: where the files are; made with mode 0700, files with 0600. A relative path is
-            resolved by the system at each access.
+        directory: where the files are; made with mode 0700, files with 0600. A `~` at its start is
+            the home directory, as in a shell. A relative path is resolved once, when the storage
+            is first used.
         durable: whether a commit survives a power loss too: `fdatasync` on Linux, `F_FULLFSYNC`
             on macOS, as far as `os.fsync` goes on Windows. `False` still is atomic, and survives
             the end of the process at any moment.
 
     A commit has many files open at once, at most 128 and an eighth of what the process may have.
+    It raises if no file can be made in the directory, or the directory cannot be synced; a
+    directory that no volume of its kind can sync is said once in the log, and is no failure.
 
     Raises:
-        TypeError, ValueError: `directory` cannot be a path.
+        TypeError, ValueError: `directory` cannot be a path, or names an unknown user's home.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, durable: bool = True) -> None:
         path = os.fspath(directory)
         if not isinstance(path, str):
             raise TypeError(f"directory must be a str or os.PathLike[str], not {directory!r}")
+        path = str.__str__(path)
         if not path or "\0" in path:
             raise ValueError(f"directory must be a path, not {directory!r}")
         if not isinstance(durable, bool):
             raise TypeError(f"durable must be a bool, not {durable!r}")
-        self.directory = path
-        self._prefix = os.path.join(path, "")  # made once: it costs as much as a system call
+        self.directory = _expanded(path)
         self.durable = durable
+        self._resolved: dict[str, str] = {}
+        self._prefix = ""  # made once: it costs as much as a system call
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._retired: dict[str, ThreadPoolExecutor] = {}
         self._process = 0
         # Directories that may have a new entry which is not on the disk yet.
-        self._parents = {os.path.dirname(path.rstrip(os.sep)) or os.curdir}
+        self._parents: set[str] = set()
+        self._said_unsyncable = False
 
     def __repr__(self) -> str:
         return f"<FileStorage directory={self.directory!r} durable={self.durable}>"
@@ -148,16 +149,27 @@ class FileStorage:
         return await self._hop("reader", self._read, account_id)
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
-        """Write and delete records; return the failures per account id."""
+        """Write and delete records; return the failures per account id.
+
+        A record that this account has under an older name is removed, after ours was written and
+        before ours is deleted. One that may not even be read keeps neither from succeeding.
+
+        Raises:
+            OSError: the directory is at fault and not one account's file.
+        """
         return await self._hop("writer", self._commit, changes)
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield every readable record with a key for `discard`; warn of what cannot be read."""
         names = await self._hop("reader", self._record_names)
+        unreadable: list[OSError] = []
         for start in range(0, len(names), _SCAN_BATCH):
             batch = names[start : start + _SCAN_BATCH]
-            for item in await self._hop("reader", self._read_all, batch):
+            for item in await self._hop("reader", self._read_all, batch, unreadable):
                 yield item
+        if unreadable:
+            reasons = "; ".join(map(str, unreadable[:3]))
+            _warn("cannot read %d record(s): %s", len(unreadable), reasons)
 
     async def discard(self, key: str, expected: bytes) -> bool:
         """Delete a record if it is still `expected`.
@@ -188,61 +200,79 @@ class FileStorage:
             self._process = os.getpid()
             self._threads = {}
             self._retired = {}
+        if not threading.main_thread().is_alive():  # `atexit`: no thread can be had any more
+            return self._begin(function, *args, **kwargs)
         executor = self._threads.get(thread)
         if executor is None:
             executor = ThreadPoolExecutor(1, f"qqbot_session-{thread}")
             self._threads[thread] = executor
             if thread in self._retired:  # what it has still to do comes first
                 executor.submit(self._retired.pop(thread).shutdown)
-        result: _T = await aiofiles.os.wrap(function)(*args, executor=executor, **kwargs)
+        result: _T = await aiofiles.os.wrap(self._begin)(
+            function, *args, executor=executor, **kwargs
+        )
         return result
 
     # From here on: on a thread.
 
+    def _begin(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Do a hop's work; whatever error leaves it shows a path."""
+        _hop.patience = _PATIENCE
+        try:
+            if not self._prefix:
+                self._resolve()
+            return function(*args, **kwargs)
+        except OSError as error:
+            _show(error, self.directory)
+            raise
+
+    def _resolve(self) -> None:
+        """Settle where the directory is, whatever directory the process is in later."""
+        path = self.directory
+        if not os.path.isabs(path):
+            path = os.path.join(os.getcwd(), path)
+        self.directory = self._resolved.setdefault("directory", path)  # of two threads, the first
+        self._parents.add(os.path.dirname(self.directory.rstrip(os.sep)) or os.sep)
+        self._prefix = os.path.join(self.directory, "")
+
     def _path(self, name: str) -> str:
         return self._prefix + name
 
-    def _original_path(self, account_id: str) -> str | None:
-        """Return where the original keeps this account's record, if not where we do."""
-        if _PLAIN_ID.fullmatch(account_id):
-            return None
-        name = original_name(account_id)
-        return self._path(name) if len(name) <= _LONGEST_NAME else None
-
-    def _owned_original(self, account_id: str) -> tuple[str, bytes] | None:
-        """Return the path and data of the original's record, if it is this account's."""
-        path = self._original_path(account_id)
-        if path is None:
-            return None
+    def _owned(self, account_id: str, name: str) -> bytes | None:
+        """Return the record under one of the account's other names, if it is this account's."""
         try:
-            data = _read_file(path)
+            data = _read_file(self._path(name))
         except NotRegularError:  # nobody's record
             return None
-        return (path, data) if data is not None and account_of(data) == account_id else None
+        return data if data is not None and account_of(data) == account_id else None
 
     def _read(self, account_id: str) -> bytes | None:
-        data = _read_file(self._path(file_name(account_id)))
-        if self._original_path(account_id) is None or (data and account_of(data) is not None):
+        path = self._path(file_name(account_id))
+        data = _read_file(path)
+        names = other_names(account_id)
+        if not names or (data and account_of(data) is not None):
             return data
-        if original := self._owned_original(account_id):
-            return original[1]
-        # Another process may have moved it between the two looks.
-        return _read_file(self._path(file_name(account_id)))
+        for name in names:
+            if (other := self._owned(account_id, name)) is not None:
+                return other
+        return _read_file(path)  # another process may have moved it between the looks
 
     def _record_names(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
-            return [name for name in os.listdir(self.directory) if _RECORD_NAME.fullmatch(name)]
+            return [name for name in os.listdir(self.directory) if is_record_name(name)]
         return []
 
-    def _read_all(self, names: Iterable[str]) -> list[tuple[str, bytes]]:
+    def _read_all(self, names: Iterable[str], unreadable: list[OSError]) -> list[tuple[str, bytes]]:
         found = []
         for name in names:
+            path = self._path(name)
             try:
-                data = _read_file(self._path(name))
+                data = _read_file(path)
             except OSError as error:
-                _log.warning("cannot read %s: %s", name, error)
+                _show(error, path)
+                unreadable.append(error)
             else:
-                if data is not None:
+                if data is not None and _is_record(name, data):
                     found.append((_SCAN_KEY + name, data))
         return found
 
@@ -255,38 +285,56 @@ class FileStorage:
             return failures  # nothing there to delete
         while written:
             written = written[self._replace(written[:_FILES_AT_ONCE], failures) :]
-        try:
-            self._remove_originals(changes, failures)
-            for account_id, data in changes.items():
-                if data is None and account_id not in failures:
-                    with _collect(failures, account_id):
-                        self._delete(account_id)
-            self._sync_directory()
-        except OSError as error:
-            return dict.fromkeys(changes, error) | failures
+        self._remove_others(changes, failures)
+        for account_id, data in changes.items():
+            if data is None and account_id not in failures:
+                with _collect(failures, account_id):
+                    self._delete(account_id)
+        self._sync_directory()
+        for account_id, error in failures.items():
+            _show(error, self._path(file_name(account_id)))
         return failures
 
-    def _remove_originals(
+    def _remove_others(
         self, changes: Mapping[str, bytes | None], failures: dict[str, Exception]
     ) -> None:
-        """Remove what the original keeps of these accounts.
+        """Remove what lies under other names of these accounts.
 
-        Ours is on the disk before the original's goes, and the original's has gone before ours is
-        deleted: no crash brings an older record back, whatever order the disk keeps.
+        Ours is on the disk before theirs goes, and theirs has gone before ours is deleted: no
+        crash brings an older record back, whatever order the disk keeps. Once ours is written it
+        is the one that counts, and theirs may stay until the next commit.
         """
-        owned: dict[str, str] = {}
-        for account_id in changes:
-            if self._original_path(account_id) and account_id not in failures:
-                with _collect(failures, account_id):
-                    if original := self._owned_original(account_id):
-                        owned[account_id] = original[0]
-        if any(changes[account_id] is not None for account_id in owned):
+        owned = self._find_others(changes, failures)
+        if any(changes[account_id] is not None for account_id, _ in owned):
             self._sync_directory()
-        for account_id, path in owned.items():
+        for account_id, path in owned:
+            if changes[account_id] is not None:
+                _try_to_unlink(path)
+                continue
             with _collect(failures, account_id):
                 _unlink(path)
-        if any(changes[account_id] is None for account_id in owned):
+        if any(changes[account_id] is None for account_id, _ in owned):
             self._sync_directory()
+
+    def _find_others(
+        self, changes: Mapping[str, bytes | None], failures: dict[str, Exception]
+    ) -> list[tuple[str, str]]:
+        """Return account id and path of each.
+
+        One that should go and cannot be read is a failure, unless we may not read it: then it is
+        another user's, and `read` will not return it either.
+        """
+        owned = []
+        for account_id, data in changes.items():
+            for name in other_names(account_id) if account_id not in failures else ():
+                path = self._path(name)
+                try:
+                    if self._owned(account_id, name) is not None:
+                        owned.append((account_id, path))
+                except OSError as error:
+                    if data is None and _may_read(path):
+                        failures[account_id] = error
+        return owned
 
     def _delete(self, account_id: str) -> None:
         """Remove what is in our record's place, unless it is another account's record."""
@@ -299,17 +347,35 @@ class FileStorage:
 
     def _sync_directory(self) -> None:
         if self.durable:
-            _sync_directory(self.directory)
+            self._sync(self.directory)
+
+    def _sync(self, directory: str) -> None:
+        """Sync a directory; say once if it is one that cannot be."""
+        try:
+            _sync_directory(directory)
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                _show(error, directory)
+                raise
+            if not self._said_unsyncable:
+                self._said_unsyncable = True
+                _warn(
+                    "the directory %s cannot be synced there (%s): a power loss may undo the "
+                    "latest writes",
+                    directory,
+                    error.strerror,
+                )
 
     def _has_directory(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            os.stat(self.directory)
+            if not stat.S_ISDIR(os.stat(self.directory).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "is not a directory", self.directory)
             return True
         return False
 
     def _make_directory(self) -> None:
         missing: list[str] = []
-        path = os.path.abspath(self.directory)
+        path = self.directory
         while not os.path.isdir(path) and path != os.path.dirname(path):
             missing.append(path)
             path = os.path.dirname(path)
@@ -318,8 +384,11 @@ class FileStorage:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
         for path in sorted(self._parents) if self.durable else ():
-            with contextlib.suppress(PermissionError):  # may be used, but not opened
-                _sync_directory(path)
+            try:
+                self._sync(path)
+            except OSError as error:  # it may be used, but not opened
+                if error.errno not in _FORBIDDEN:
+                    raise
             self._parents.discard(path)
 
     def _replace(self, records: Sequence[tuple[str, bytes]], failures: dict[str, Exception]) -> int:
@@ -342,7 +411,7 @@ class FileStorage:
         for account_id, path, _ in files:
             if account_id not in failures:
                 try:
-                    os.replace(path, self._path(file_name(account_id)))
+                    _replace_file(path, self._path(file_name(account_id)))
                 except OSError as error:
                     failures[account_id] = error
             if account_id in failures:
@@ -355,32 +424,49 @@ class FileStorage:
         files: list[_Written],
         failures: dict[str, Exception],
     ) -> int:
-        """Write as many temporary files as there are descriptors for, but at least one."""
+        """Write as many temporary files as there are descriptors for, but at least one.
+
+        Raises:
+            OSError: not even one can be made, for whatever account; a disk that is full is not
+                that kind of error, as there deletions help.
+        """
         prefix = self._path(f".qqbot-session-{_token()}-")
         for number, (account_id, data) in enumerate(records):
             path = f"{prefix}{number}.tmp"
             try:
-                files.append((account_id, path, _write_file(path, data)))
+                file = _patiently(os.open, path, _WRITE_FLAGS, 0o600)
             except OSError as error:
                 if files and error.errno in (errno.EMFILE, errno.ENFILE):
                     return number  # closing these gives theirs back
+                if not files and error.errno not in _FULL:
+                    raise
                 failures[account_id] = error
+                continue
+            try:
+                _write_all(file, data)
+            except OSError as error:
+                failures[account_id] = error
+                _try_to_close(file)
                 _try_to_unlink(path)
+            else:
+                files.append((account_id, path, file))
         return len(records)
 
     def _discard(self, key: str, expected: bytes) -> bool:
         if key.startswith(_SCAN_KEY):
-            path = self._path(key.removeprefix(_SCAN_KEY))
-        else:
-            path = self._path(file_name(key))
-            original = self._owned_original(key)
-            if original and original[1] == expected:
-                path = original[0]
+            return self._discard_file(self._path(key.removeprefix(_SCAN_KEY)), expected)
+        for name in other_names(key):
+            with contextlib.suppress(OSError):  # then it was not what was judged
+                if self._owned(key, name) == expected:
+                    return self._discard_file(self._path(name), expected)
+        return self._discard_file(self._path(file_name(key)), expected)
+
+    def _discard_file(self, path: str, expected: bytes) -> bool:
         if _read_file(path) != expected:
             return False
         private = self._path(f".qqbot-session-{_token()}-0.tmp")
         try:
-            os.rename(path, private)
+            _patiently(os.rename, path, private)
         except FileNotFoundError:
             return False
         try:
@@ -390,34 +476,75 @@ class FileStorage:
         if not is_expected:
             self._put_back(private, path)
             return False
-        os.unlink(private)
+        _try_to_unlink(private)  # if it cannot be, it is a left-over
         return True
 
     def _put_back(self, private: str, path: str) -> None:
         """Return a file to its name unless a newer one has taken it."""
         try:
-            os.link(private, path)
+            os.link(private, path, follow_symlinks=False)  # Python 3.14 would follow a link
         except FileExistsError:
             pass
-        except OSError:  # no hard links here
+        except (AttributeError, NotImplementedError, OSError):  # no hard links here
             if not os.path.lexists(path):
-                os.replace(private, path)
+                _replace_file(private, path)
                 self._sync_directory()
                 return
         self._sync_directory()
-        os.unlink(private)
+        _unlink(private)
 
     def _sweep(self, older_than: float) -> int:
         swept = 0
         with contextlib.suppress(FileNotFoundError):
             for name in filter(_LEFT_OVER.fullmatch, os.listdir(self.directory)):
                 path = self._path(name)
-                with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+                with contextlib.suppress(OSError):  # one that stays keeps no other from going
                     status = os.lstat(path)
                     if stat.S_ISREG(status.st_mode) and status.st_mtime < time.time() - older_than:
                         os.unlink(path)
                         swept += 1
         return swept
+
+
+class _Hop(threading.local):
+    """What a hop on this thread has left."""
+
+    patience = 0.0  # seconds
+
+
+_hop = _Hop()
+
+
+def _expanded(path: str) -> str:
+    """Return the path with the home directory in the place of a `~` or `~user` at its start."""
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        raise ValueError(f"directory {path!r}: there is no such home (a name with ~ is ./~…)")
+    return expanded
+
+
+def _is_record(name: str, data: bytes) -> bool:
+    """Whether this is what `read` would return for some account id.
+
+    For almost all this is plain to see: to decode them as well would double what a listing costs.
+    """
+    if data.count(b"accountId") == 1 and b"\\" not in data:
+        account = re.search(rb'"accountId": "([A-Za-z0-9_-]{1,242})"', data)
+        if account and name == f"session-{account[1].decode()}.json":
+            return True
+    account_id = account_of(data)
+    return account_id is None or name == file_name(account_id) or name in other_names(account_id)
+
+
+def _warn(message: str, *args: object) -> None:
+    with contextlib.suppress(Exception):  # of a handler or a filter: no reason not to write
+        _log.warning(message, *args)
+
+
+def _show(error: Exception, path: str) -> None:
+    """Let an error of a call on a descriptor say which file it was."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = path
 
 
 def _let_the_loop_in() -> None:
@@ -437,12 +564,12 @@ def _token() -> str:
 def _read_file(path: str) -> bytes | None:
     """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is."""
     try:
-        file = os.open(path, _READ_FLAGS)
+        file = _open_regular(path) if _OPENS_SAFELY else _open_compared(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-            raise NotRegularError(error.errno, "is not a regular file", path) from None
+        if error.errno == errno.ENAMETOOLONG:  # so nothing can have this name
+            return None
         raise
     try:
         status = os.fstat(file)
@@ -457,22 +584,52 @@ def _read_file(path: str) -> bytes | None:
         os.close(file)
 
 
+def _open_regular(path: str) -> int:
+    """Open a file to be read, neither following a link nor waiting for a FIFO's writer."""
+    try:
+        return _patiently(os.open, path, _READ_FLAGS)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # each system has its own for a link, a socket or a directory
+        if _stands_there(path):
+            raise
+        raise NotRegularError(error.errno, "is not a regular file", path) from None
+
+
+def _may_read(path: str) -> bool:
+    effective = os.access in os.supports_effective_ids
+    return os.access(path, os.R_OK, effective_ids=effective)
+
+
+def _stands_there(path: str) -> bool:
+    """Whether a regular file is there, as far as one can tell."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return True
+
+
+def _open_compared(path: str) -> int:
+    """Do what `_open_regular` does where opening would follow a link: look before and after."""
+    for _ in range(_LOOKS):
+        before = os.lstat(path)
+        _require_regular(before, path)
+        file = _patiently(os.open, path, _READ_FLAGS)
+        if os.fstat(file).st_ino == before.st_ino:
+            return file
+        os.close(file)  # a link has taken its place, or a newer record
+    raise BlockingIOError(errno.EAGAIN, "is replaced again and again", path)
+
+
 def _require_regular(status: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise NotRegularError(errno.EINVAL, "is not a regular file", path)
 
 
-def _write_file(path: str, data: bytes) -> int:
-    """Make the file, which must be new, write all data and return it open."""
-    file = os.open(path, _WRITE_FLAGS, 0o600)
-    try:
-        written = os.write(file, data)
-        while written < len(data):
-            written += os.write(file, data[written:])
-    except BaseException:
-        os.close(file)
-        raise
-    return file
+def _write_all(file: int, data: bytes) -> None:
+    written = os.write(file, data)
+    while written < len(data):
+        written += os.write(file, data[written:])
 
 
 def _start_writing_back(file: int) -> None:
@@ -513,9 +670,14 @@ def _close_files(files: Sequence[_Written], failures: dict[str, Exception]) -> N
 
 
 def _sync_file(file: int) -> None:
-    if sys.platform == "darwin":
-        fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # fsync there stops at the drive's cache
-    elif hasattr(os, "fdatasync"):
+    if _FULL_SYNC is not None:  # fsync there stops at the drive's cache
+        try:
+            fcntl.fcntl(file, _FULL_SYNC)
+            return
+        except OSError as error:  # a volume of another system's
+            if error.errno not in _NOT_OFFERED:
+                raise
+    if hasattr(os, "fdatasync"):
         os.fdatasync(file)
     else:
         os.fsync(file)
@@ -524,21 +686,61 @@ def _sync_file(file: int) -> None:
 def _sync_directory(path: str) -> None:
     if os.name == "nt":  # directories cannot be opened there
         return
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path, _DIRECTORY_FLAGS)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
 
 
+def _patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call again while another program holds the file: on Windows, whoever reads it does."""
+    while True:
+        try:
+            return call(*args, **kwargs)
+        except OSError as error:
+            if getattr(error, "winerror", None) not in _SHARING or not _wait_a_moment():
+                raise
+
+
+def _replace_file(source: str, target: str) -> None:
+    """Rename; where a share shows Windows' files to other systems, with patience as well."""
+    while True:
+        try:
+            return os.replace(source, target)
+        except OSError as error:
+            if error.errno not in _HELD or not _wait_a_moment():
+                raise
+
+
+def _wait_a_moment() -> bool:
+    """Wait as long as in this hop before, but a millisecond; tell whether that was possible."""
+    pause = min(max(0.001, _PATIENCE - _hop.patience), _hop.patience)
+    if pause <= 0:
+        return False
+    _hop.patience -= pause
+    time.sleep(pause)
+    return True
+
+
 def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    try:
+        _patiently(os.unlink, path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # so nothing has this name
+            raise
 
 
 def _try_to_unlink(path: str) -> None:
     with contextlib.suppress(OSError):
-        os.unlink(path)
+        _patiently(os.unlink, path)
+
+
+def _try_to_close(file: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(file)
 
 
 class _collect:  # a function but for its cost: a generator takes four times as long
