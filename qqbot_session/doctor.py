@@ -21,7 +21,6 @@ from typing import Literal
 from .errors import InvalidRecordError
 from .state import decode
 from .storages import FileStorage, Storage
-from .storages.files import file_name, original_name
 
 Level = Literal["ok", "note", "problem"]
 
@@ -109,18 +108,18 @@ _TEMPORARY = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
 async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIterator[Finding]:
     now = time.time()
     kinds: Counter[str] = Counter()
-    corrupt, foreign, future = [], [], []
+    corrupt, future = [], []
+    strangers = _readable(storage.directory) if isinstance(storage, FileStorage) else set()
     try:
         async for key, data in storage.scan():
+            strangers.discard(shown_key(key))
             try:
                 state = decode(data)
             except InvalidRecordError:
                 corrupt.append(shown_key(key))
                 continue
             age = now - state.saved_at
-            if not _names(key, state.account_id):
-                foreign.append(shown_key(key))
-            elif age < -_SKEW:
+            if age < -_SKEW:
                 future.append(state.account_id)
             expired = max_age is not None and abs(age) > max_age
             kinds["expired" if expired else "resumable" if state.resumable else "without one"] += 1
@@ -132,8 +131,9 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
     if corrupt:
         text = f"{len(corrupt)} corrupt: {_some(corrupt)}"
         yield Finding("problem", "records", text, "`cleanup` removes them; then look at the disk.")
-    if foreign:
-        text = f"{len(foreign)} under a name that is not their account's: {_some(foreign)}"
+    if strangers:
+        names = sorted(strangers)
+        text = f"{len(names)} under a name that is not their account's: {_some(names)}"
         yield Finding("note", "records", text, "Copies or renamed files: no bot will read them.")
     if future:
         text = f"{len(future)} saved in the future: {_some(future)}"
@@ -142,10 +142,13 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
         yield Finding("ok", "clock", "no record comes from the future")
 
 
-def _names(key: str, account_id: str) -> bool:
-    """Whether the place is one that this account's record may have."""
-    name = shown_key(key)
-    return name in (account_id, file_name(account_id), original_name(account_id))
+def _readable(directory: str) -> set[str]:
+    """Return the names of all files that look like records and can be read."""
+    return {
+        entry.name
+        for entry in _entries(directory)
+        if _is_record(entry) and os.access(entry.path, os.R_OK)
+    }
 
 
 def _some(names: list[str]) -> str:
