@@ -1,0 +1,198 @@
+"""What the library adds to an event, against decoding the event's JSON, which every bot must.
+
+Receive, handling and two records (one when it comes, one when its handler has ended), as a loop
+around the pure connection does; the frame is decoded outside of what is timed. *Stuck* is one
+handler that never ends, *gaps* are numbers that other shards or intents took, *remembered* is
+`remember_events`, *in flight* is how many handlers run while the next event comes. The last rows
+say what the parts cost, and what a batch of the store asks of a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from qqbot_session import AsyncSessionStore, MemoryStorage
+from qqbot_session.gateway import Connection, Dispatch, GatewaySession
+
+from ._measure import Row, Settings, main, no_collection, ratios, take_turns
+
+_EVENTS = 500  # per turn
+_GROUP = 10  # turns whose median is one repeat
+_NOW = 1_800_000_000.0
+_AGAINST = "`json.loads` of the same event"
+
+_EVENT: dict[str, Any] = {
+    "op": 0,
+    "s": 12345,
+    "t": "C2C_MESSAGE_CREATE",
+    "id": "C2C_MESSAGE_CREATE:abcdefgh",
+    "d": {
+        "id": "ROBOT1.0_" + "x" * 32,
+        "content": "hello, how are you? " * 3,
+        "timestamp": "2026-01-01T00:00:00+08:00",
+        "author": {"user_openid": "U0"},
+    },
+}
+_TEXT = json.dumps(_EVENT)
+
+
+@dataclass(kw_only=True)
+class Case:
+    """A line with a history, and what else goes on while it receives."""
+
+    name: str
+    remember: int = 0
+    stuck: bool = False
+    gaps: bool = False
+    in_flight: int = 0
+    target: str = "<= 1.5"
+    seq: int = 1
+    running: deque[AbstractContextManager[None]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.gateway = GatewaySession(
+            self.name, app_id="102000000", intents=1 << 25, remember_events=self.remember
+        )
+        self.line: Connection = self.gateway.connect()
+        ready = {"session_id": "0f3b9a52-7c1e-4d6a-9d7e-3f0c1a2b4c5d"}
+        self.line.receive({"op": 0, "s": 1, "t": "READY", "d": ready}, _NOW)
+        if self.stuck:
+            self.begin(self.frame())
+        for _ in range(self.in_flight):
+            self.running.append(self.begin(self.frame()))
+
+    def frame(self) -> dict[str, Any]:
+        self.seq += 2 if self.gaps else 1
+        data = {**_EVENT["d"], "id": f"ROBOT1.0_{self.seq:032}"}
+        return {**_EVENT, "s": self.seq, "id": f"C2C_MESSAGE_CREATE:{self.seq:08}", "d": data}
+
+    def begin(self, frame: dict[str, Any]) -> AbstractContextManager[None]:
+        event = self.line.receive(frame, _NOW)
+        assert isinstance(event, Dispatch)
+        handling = self.gateway.handling(event)
+        handling.__enter__()
+        return handling
+
+    async def turn(self, store: AsyncSessionStore) -> float:
+        """Return the seconds that so many events took."""
+        frames = [self.frame() for _ in range(_EVENTS)]
+        line, gateway, running, in_flight = self.line, self.gateway, self.running, self.in_flight
+        started = time.thread_time()
+        for frame in frames:
+            event = line.receive(frame, _NOW)
+            await store.record(gateway)
+            handling = gateway.handling(event)  # type: ignore[arg-type]
+            handling.__enter__()
+            if in_flight:
+                running.append(handling)
+                handling = running.popleft()
+            handling.__exit__(None, None, None)
+            await store.record(gateway)
+        return time.thread_time() - started
+
+    async def turn_without_store(self) -> float:
+        frames = [self.frame() for _ in range(_EVENTS)]
+        line, gateway = self.line, self.gateway
+        started = time.thread_time()
+        for frame in frames:
+            with gateway.handling(line.receive(frame, _NOW)):  # type: ignore[arg-type]
+                pass
+        return time.thread_time() - started
+
+
+def cases() -> list[Case]:
+    more = "<= 1.75"
+    return [
+        Case(name="healthy"),
+        Case(name="one handler stuck", stuck=True),
+        Case(name="1,000 in flight", in_flight=1000),
+        Case(name="gaps", gaps=True),
+        Case(name="512 remembered", remember=512, target=more),
+        Case(name="256 remembered (the default)", remember=256, target=more),
+        Case(
+            name="all together",
+            remember=512,
+            stuck=True,
+            gaps=True,
+            in_flight=1000,
+            target=more,
+        ),
+    ]
+
+
+def event(settings: Settings) -> list[Row]:
+    """What does the library add to an event?"""
+    return asyncio.run(_events(settings))
+
+
+async def _events(settings: Settings) -> list[Row]:
+    every = cases()
+    parts = [Case(name="receive and handling alone"), Case(name="the same", remember=512)]
+    asked = [Case(name="`gateway.state`, 256 new messages remembered", remember=256)]
+    asked.append(Case(name="`gateway.state`, nothing remembered"))
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        sides: dict[str, Callable[[], Awaitable[float]]] = {"base": _decode}
+        for case in every:
+            sides[case.name] = _turn_of(case, store)
+        for case in parts:
+            sides[case.name] = case.turn_without_store
+        sides["text"] = _receive_text
+        with no_collection():
+            seen = await take_turns(sides, _GROUP * settings.repeats(10))
+    base = seen["base"]
+    rows = [_row(case.name, seen[case.name], base, case.target) for case in every]
+    rows.append(_row("receive and handling alone, healthy", seen[parts[0].name], base))
+    rows.append(_row("the same, 512 remembered", seen[parts[1].name], base))
+    rows.append(_row("`receive` of the text, healthy: decoding included", seen["text"], base))
+    return rows + [_state_row(case, settings) for case in asked]
+
+
+def _row(name: str, values: list[float], base: list[float], target: str = "") -> Row:
+    return Row(question=name, against=_AGAINST, values=ratios(values, base, _GROUP), target=target)
+
+
+def _turn_of(case: Case, store: AsyncSessionStore) -> Callable[[], Awaitable[float]]:
+    return lambda: case.turn(store)
+
+
+async def _decode() -> float:
+    text, loads = _TEXT, json.loads
+    started = time.thread_time()
+    for _ in range(_EVENTS):
+        loads(text)
+    return time.thread_time() - started
+
+
+_line = Case(name="text").line
+
+
+async def _receive_text() -> float:
+    text, receive = _TEXT, _line.receive
+    started = time.thread_time()
+    for _ in range(_EVENTS):
+        receive(text, _NOW)
+    return time.thread_time() - started
+
+
+def _state_row(case: Case, settings: Settings) -> Row:
+    """Ask for the state as a batch does, after as many events as are remembered, or one."""
+    seconds = []
+    for _ in range(settings.repeats(50)):
+        for _ in range(case.remember or 1):
+            with case.gateway.handling(case.line.receive(case.frame(), _NOW)):  # type: ignore[arg-type]
+                pass
+        started = time.thread_time()
+        assert case.gateway.state is not None
+        seconds.append((time.thread_time() - started) * 1e6)
+    return Row(question=case.name, values=seconds, unit="µs")
+
+
+if __name__ == "__main__":
+    main(event)
