@@ -21,9 +21,7 @@ from qqbot_session.gateway import (
     Dispatch,
     GatewaySession,
     Hello,
-    InvalidSession,
     Next,
-    Reconnect,
 )
 from qqbot_session.state import decode
 from qqbot_session.storages.files import FileStorage
@@ -39,7 +37,7 @@ STOP = [4001, 4002, 4010, 4011, 4012, 4013, 4014, 4914, 4915]
 
 
 class Bot:
-    """README's driver for aiohttp without its waits; before each, it notes what is on storage."""
+    """A loop that does not wait, and notes after each line what is on storage."""
 
     def __init__(self, qq: LocalGateway, store: AsyncSessionStore, directory: Path) -> None:
         self.qq, self.store, self.directory = qq, store, directory
@@ -60,19 +58,21 @@ class Bot:
     async def one_line(self) -> Next:
         connection, code = self.gateway.connect(), None
         ws = await self.http.ws_connect(self.qq.ws_url)
+        connection.opened(await self.get_token(), time.time())
         try:
             async for message in ws:
-                event = connection.receive(message.json(), time.time())
+                event = connection.receive(message.data, time.time())
                 if isinstance(event, Hello):
                     await self.may_answer_hello.wait()
-                    await ws.send_json(connection.handshake(await self.get_token(), time.time()))
                 elif isinstance(event, Dispatch) and not event.already_handled:
                     with self.gateway.handling(event):
                         self.handled.append(event.data["content"])
                         self._has_handled.set()
-                elif isinstance(event, Reconnect | InvalidSession):
-                    break
                 await self.store.record(self.gateway)
+                if connection.close_with is not None:
+                    break
+                for frame in connection.frames_to_send():
+                    await ws.send_str(frame)
             await ws.close(code=4000)
             code = ws.close_code
         except (aiohttp.ClientError, OSError):

@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 import time
+from typing import Any
 
 import aiohttp
 
@@ -24,13 +25,11 @@ from qqbot_session.gateway import (
     CloseRule,
     Connection,
     Dispatch,
+    Event,
     GatewaySession,
-    HeartbeatRequest,
-    Hello,
     InvalidSession,
     Next,
     Ready,
-    Reconnect,
     Resumed,
 )
 
@@ -82,6 +81,7 @@ class Bot:
         try:
             ws = await self.http.ws_connect(await self.socket_url())
             try:
+                connection.opened(await self.get_token(), time.time())
                 await self.read(ws, connection)
             finally:
                 await ws.close(code=4000)
@@ -94,49 +94,40 @@ class Bot:
         return rule
 
     async def read(self, ws: aiohttp.ClientWebSocketResponse, connection: Connection) -> None:
-        beating: asyncio.Task[None] | None = None
-        try:
-            async for message in ws:
-                event = connection.receive(message.json(), time.time())
-                match event:
-                    case Hello(interval):
-                        payload = connection.handshake(await self.get_token(), time.time())
-                        d = payload["d"]
-                        if payload["op"] == 6:
-                            say("resume", session_id=d["session_id"], seq=d["seq"])
-                        else:
-                            say("identify")
-                        await ws.send_json(payload)
-                        beating = asyncio.create_task(self.beat(ws, connection, interval))
-                    case Ready() | Resumed():
-                        state = self.gateway.state
-                        assert state is not None
-                        what = "ready" if isinstance(event, Ready) else "resumed"
-                        say(what, connected_at=state.last_connected_at)
-                    case Dispatch(already_handled=False):
-                        task = asyncio.create_task(self.handle(event))
-                        self.handlers.add(task)
-                        task.add_done_callback(self.handlers.discard)
-                    case HeartbeatRequest():
-                        await ws.send_json(connection.heartbeat())
-                    case InvalidSession():
-                        say("invalid session", d=message.json()["d"])
-                        break
-                    case Reconnect():
-                        break
-                await self.store.record(self.gateway)
-        finally:
-            if beating is not None:
-                beating.cancel()
+        while connection.close_with is None:
+            for frame in connection.frames_to_send():
+                self.say_handshake(json.loads(frame))
+                await ws.send_str(frame)
+            due = connection.get_timer()
+            try:
+                message = await ws.receive(due and max(0.001, due - time.time()))
+            except TimeoutError:
+                connection.handle_timer(time.time())
+                continue
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                break
+            self.take(connection.receive(message.data, time.time()))
+            await self.store.record(self.gateway)
 
-    async def beat(
-        self, ws: aiohttp.ClientWebSocketResponse, connection: Connection, interval: float
-    ) -> None:
-        with contextlib.suppress(aiohttp.ClientError, ConnectionError):
-            while connection.acknowledged:
-                await ws.send_json(connection.heartbeat())
-                await asyncio.sleep(interval)
-            await ws.close(code=4000)
+    def say_handshake(self, payload: dict[str, Any]) -> None:
+        if payload["op"] == 6:
+            say("resume", session_id=payload["d"]["session_id"], seq=payload["d"]["seq"])
+        elif payload["op"] == 2:
+            say("identify")
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Ready() | Resumed():
+                state = self.gateway.state
+                assert state is not None
+                what = "ready" if isinstance(event, Ready) else "resumed"
+                say(what, connected_at=state.last_connected_at)
+            case Dispatch(already_handled=False):
+                task = asyncio.create_task(self.handle(event))
+                self.handlers.add(task)
+                task.add_done_callback(self.handlers.discard)
+            case InvalidSession(resumable):
+                say("invalid session", d=resumable)
 
     async def handle(self, event: Dispatch) -> None:
         """Take a random time, then fail or say that it is done."""
