@@ -18,12 +18,12 @@ import aiohttp
 import pytest
 
 from qqbot_session.testing import LocalGateway
-from qqbot_session.testing.__main__ import _emit_sample, main
+from qqbot_session.testing.__main__ import _emit_sample, _read_lines, main
 
 pytestmark = pytest.mark.real_time
 
 TIMEOUT = 5.0  # seconds, for anything that must come
-NO_PATIENCE = aiohttp.ClientWSTimeout(ws_close=0.01)  # seconds, with who does not answer a close
+PATIENCE = aiohttp.ClientWSTimeout(ws_close=1.0)  # seconds, with who does not answer a close
 C2C = "C2C_MESSAGE_CREATE"
 
 
@@ -53,7 +53,7 @@ class Bot:
     async def connect(self) -> dict[str, Any]:
         if not self.token:
             await self.get_token()
-        self.ws = await self.http.ws_connect(self.gateway.ws_url, timeout=NO_PATIENCE)
+        self.ws = await self.http.ws_connect(self.gateway.ws_url, timeout=PATIENCE)
         self.lines.append(self.ws)
         return await self.receive()
 
@@ -363,6 +363,8 @@ async def test_messages_have_the_documented_shapes(gateway: LocalGateway) -> Non
     assert (group["group_openid"], group["group_id"], group["author"]["bot"]) == ("G", "G", False)
     guild = gateway.at_message("c")
     assert {"guild_id", "channel_id", "author", "content"} <= set(guild)
+    button = gateway.interaction("yes", group_openid="G", openid="M")
+    assert (button["group_openid"], button["group_member_openid"]) == ("G", "M")
     assert len({c2c["id"], group["id"], guild["id"], gateway.c2c_message("a")["id"]}) == 4
 
 
@@ -808,30 +810,35 @@ async def test_the_command_serves_until_it_is_told_to_stop(
 ) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", "-m", "qqbot_session.testing",
-        "--heartbeat", "5", "--every", "0.01",
+        "--port", "0", "--heartbeat", "5", "--every", "0.01",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     words: dict[str, str] = {}
     async with asyncio.timeout(30):
-        while not words.get("secret"):
-            name, _, value = (await process.stdout.readline()).decode().strip().rpartition(" ")
-            words[name.strip()] = value
+        while not words.get("QQBOT_TOKEN_URL"):
+            line = (await process.stdout.readline()).decode().strip()
+            name, _, value = line.removeprefix("export ").partition("=")
+            words[name] = value
     gateway = LocalGateway(
-        app_id=words["app id"],
-        client_secret=words["secret"],
-        port=int(words["API"].rpartition(":")[2]),
+        app_id=words["QQBOT_APP_ID"],
+        client_secret=words["QQBOT_SECRET"],
+        port=int(words["QQBOT_API_URL"].rpartition(":")[2]),
     )
-    assert (gateway.token_url, gateway.ws_url) == (words["token"], words["gateway"])
+    assert gateway.token_url == words["QQBOT_TOKEN_URL"]
     bot = Bot(http, gateway)
     assert (await bot.identify())["t"] == "READY"
     events = [await bot.receive() for _ in range(3)]
     assert {event["t"] for event in events} == {C2C, "GROUP_AT_MESSAGE_CREATE"}
+    url, headers = gateway.api_url + "/v2/users/U0/messages", {"Authorization": bot.token}
+    async with http.post(url, json={"content": "你好", "msg_id": "m1"}, headers=headers) as reply:
+        assert reply.status == 200
     process.send_signal(number)
     async with asyncio.timeout(30):
         output, errors = await process.communicate()
     assert (process.returncode, errors) == (0, b"")
     assert b"Identify" in output
+    assert """c2c to U0: {"content":"你好","msg_id":"m1"} (answers m1)""" in output.decode()
 
 
 class LoudStdout(io.StringIO):
@@ -844,10 +851,25 @@ class LoudStdout(io.StringIO):
 def test_main_returns_zero_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     stdout = LoudStdout()
     monkeypatch.setattr(sys, "stdout", stdout)
-    assert main(["--every", "60"]) == 0
+    assert main(["--port", "0", "--every", "0"]) == 0
     assert "http://127.0.0.1:" in stdout.getvalue()
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_taken_port_ends_the_command_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with LocalGateway().serving() as gateway:
+        assert main(["--port", str(gateway.port)]) == 1
+    assert f"port {gateway.port}: " in capsys.readouterr().err
+
+
+async def test_lines_that_are_typed_are_private_messages(
+    bot: Bot, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bot.identify()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nworld\n"))
+    await asyncio.to_thread(_read_lines, gateway, asyncio.get_running_loop())
+    assert [(await bot.receive())["d"]["content"] for _ in range(2)] == ["hello", "world"]
 
 
 async def test_samples_alternate_between_private_and_group_messages(

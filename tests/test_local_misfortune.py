@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -329,3 +330,11 @@ async def test_events_go_to_those_who_asked_for_them(
     assert await qq.emit(event_type, {}) == (2,)
     assert [delivery.client for delivery in qq.delivered] == [1]
     assert await qq.emit("SOMETHING_NEW", {}) == (3, 2)
+
+
+def test_what_the_class_promises_is_there() -> None:
+    doc = LocalGateway.__doc__ or ""
+    table = doc.partition("=====")[2]
+    names = {name for cell in re.findall(r"`(.+?)`", table) for name in re.findall(r"^\w+", cell)}
+    assert {"drop", "withhold", "ready_shard"} < names
+    assert [name for name in names if not hasattr(LocalGateway, name)] == []

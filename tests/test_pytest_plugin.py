@@ -5,6 +5,7 @@ Each test here is a run of pytest on a user's files, without any configuration.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -27,38 +28,46 @@ FATAL = [  # all but what other plugins say of themselves
 NAME, MODULE = "qqbot_session", "qqbot_session.testing.plugin"
 
 BOT = """
-import asyncio, contextlib, json, os
+import asyncio, contextlib, json
 import aiohttp
 
-class Bot:
-    '''Answers every message; no more than what these tests need.'''
-    def __init__(self, qq):
-        self.qq = qq
+@contextlib.asynccontextmanager
+async def my_bot(app_id, secret, *, api_url, token_url):
+    task = asyncio.create_task(run(app_id, secret, api_url, token_url))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
-    async def run(self):
-        async with aiohttp.ClientSession() as http:
-            body = {"appId": self.qq.app_id, "clientSecret": self.qq.client_secret}
-            async with http.post(self.qq.token_url, json=body) as answer:
-                token = "QQBot " + (await answer.json())["access_token"]
-            async with http.ws_connect(self.qq.ws_url) as ws:
-                d = {"token": token, "intents": 1 << 25, "shard": [0, 1]}
-                await ws.send_json({"op": 2, "d": d})
+async def run(app_id, secret, api_url, token_url):
+    async with aiohttp.ClientSession() as http:
+        body = {"appId": app_id, "clientSecret": secret}
+        async with http.post(token_url, json=body) as answer:
+            token = "QQBot " + (await answer.json())["access_token"]
+        http.headers["Authorization"] = token
+        async with http.get(api_url + "/gateway") as answer:
+            url = (await answer.json())["url"]
+        seq, hello = 0, {"op": 2, "d": {"token": token, "intents": 1 << 25, "shard": [0, 1]}}
+        while True:
+            async with http.ws_connect(url) as ws:
+                await ws.send_json(hello)
                 async for message in ws:
                     event = json.loads(message.data)
-                    if event.get("t") != "C2C_MESSAGE_CREATE":
-                        continue
-                    path = "/v2/users/%s/messages" % event["d"]["author"]["user_openid"]
-                    body = {"content": "pong", "msg_id": event["d"]["id"]}
-                    headers = {"Authorization": token}
-                    await http.post(self.qq.api_url + path, json=body, headers=headers)
+                    if event.get("t") == "READY":
+                        session_id = event["d"]["session_id"]
+                    if event.get("t") == "C2C_MESSAGE_CREATE":
+                        await answer_message(http, api_url, event["d"])
+                    seq = event.get("s", seq)
+            hello = {"op": 6, "d": {"token": token, "session_id": session_id, "seq": seq}}
 
-    async def __aenter__(self):
-        self.task = asyncio.create_task(self.run())
-        return self
+async def answer_message(http, api_url, message):
+    path = "/v2/users/%s/messages" % message["author"]["user_openid"]
+    body = {"content": "pong", "msg_id": message["id"]}
+    await http.post(api_url + path, json=body)
 
-    async def __aexit__(self, *_):
-        self.task.cancel()
-        await asyncio.wait([self.task])
+def bot_for(qq):
+    return my_bot(qq.app_id, qq.client_secret, api_url=qq.api_url, token_url=qq.token_url)
 
 async def play(qq):
     await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
@@ -71,13 +80,13 @@ async def play(qq):
 
 ASYNCHRONOUS = """
 import pytest
-from bot import Bot, play
+from my_bot import bot_for, play
 {extra}
 
 @{fixture}
 async def bot(local_gateway):
-    async with Bot(local_gateway) as bot:
-        yield bot
+    async with bot_for(local_gateway):
+        yield
 
 {mark}
 async def test_the_bot_answers(bot, local_gateway):
@@ -90,11 +99,11 @@ async def test_every_test_has_a_gateway_of_its_own(bot, local_gateway):
 
 PLAIN = """
 import asyncio
-from bot import Bot, play
+from my_bot import bot_for, play
 
 def test_the_bot_answers(local_gateway):
     async def main():
-        async with Bot(local_gateway):
+        async with bot_for(local_gateway):
             await play(local_gateway)
     asyncio.run(main())
 """
@@ -140,8 +149,30 @@ def test_the_fixture_needs_no_configuration(tmp_path: Path, mode: str) -> None:
     options, program = MODES[mode]
     if mode == "anyio":
         pytest.importorskip("anyio")
-    counts, output = run_pytest(tmp_path, *options, bot=BOT, test_bot=program)
+    counts, output = run_pytest(tmp_path, *options, my_bot=BOT, test_bot=program)
     assert counts == {"passed": 1 if mode == "none" else 2}, output
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_say_what_there_is(readme: str) -> None:
+    names = re.findall(r"(?<=[|,] )`(\w+)`", section(readme))
+    assert len(names) > 30
+    with LocalGateway().serving() as gateway:
+        assert [name for name in names if not hasattr(gateway, name)] == []
+
+
+def test_readmes_test_passes(tmp_path: Path) -> None:
+    program = re.findall(r"^```python\n(.*?)^```", section("README.md"), re.M | re.S)[0]
+    options = ["-p", "no:anyio", "--asyncio-mode=auto"]
+    program = "from my_bot import my_bot\n" + program
+    counts, output = run_pytest(tmp_path, *options, my_bot=BOT, test_readme=program)
+    assert counts == {"passed": 1}, output
+
+
+def section(readme: str) -> str:
+    """Return README's words on testing a bot."""
+    sections = re.split(r"^## ", (ROOT / readme).read_text("utf-8"), flags=re.M)
+    return next(section for section in sections if "[testing]" in section)
 
 
 def test_it_is_imported_when_used_and_made_as_a_marker_says(tmp_path: Path) -> None:

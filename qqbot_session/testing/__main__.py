@@ -1,4 +1,8 @@
-"""`python -m qqbot_session.testing`: run a gateway by hand, and see what a bot does."""
+"""`python -m qqbot_session.testing`: QQ on this machine, to try a bot by hand.
+
+It prints what a bot needs to find it, sends sample events and every line that is typed, and shows
+what the bot does and answers.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,26 @@ import contextlib
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from .gateway import LocalGateway
 
 _log = logging.getLogger("qqbot_session.testing")
 
+_PORT = 8710
 _WELCOME = """\
-QQ's gateway on this machine, until Ctrl-C. Point your bot at:
-  API        {0.api_url}
-  token      {0.token_url}
-  gateway    {0.ws_url}
-  app id     {0.app_id}
-  secret     {0.client_secret}
-Once it has identified it gets a sample event every {1:g} s. Stop it and start it again
-within moments: a bot that resumes loses none.
+QQ on this machine, until Ctrl-C. For the shell that your bot runs in:
+
+export QQBOT_APP_ID={0.app_id}
+export QQBOT_SECRET={0.client_secret}
+export QQBOT_API_URL={0.api_url}
+export QQBOT_TOKEN_URL={0.token_url}
+
+{1} Stop the bot and start it again within moments: one that resumes loses none.
 """
+_SAMPLES = "Once it has identified it gets a sample event every {:g} s."
+_TYPED = "What you type here reaches it as a private message."
 
 
 async def _serve(port: int, heartbeat: float, every: float) -> None:
@@ -32,20 +40,33 @@ async def _serve(port: int, heartbeat: float, every: float) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, stop.set)
     async with LocalGateway(port=port, heartbeat_interval=heartbeat) as gateway:
-        sys.stdout.write(_WELCOME.format(gateway, every))
+        typing = sys.stdin is not None and sys.stdin.isatty()
+        words = [_SAMPLES.format(every)] * (every > 0) + [_TYPED] * typing
+        sys.stdout.write(_WELCOME.format(gateway, " ".join(words)))
         sys.stdout.flush()
+        if typing:
+            threading.Thread(target=_read_lines, args=(gateway, loop), daemon=True).start()
         number = 0
-        while not await _happens(stop, every):
+        while not await _happens(stop, every or None):
             number += 1
             await _emit_sample(gateway, number)
 
 
-async def _happens(event: asyncio.Event, within: float) -> bool:
+async def _happens(event: asyncio.Event, within: float | None) -> bool:
     try:
         await asyncio.wait_for(event.wait(), within)
     except TimeoutError:
         return False
     return True
+
+
+def _read_lines(gateway: LocalGateway, loop: asyncio.AbstractEventLoop) -> None:
+    for line in sys.stdin:
+        message = gateway.c2c_message(line.rstrip("\n"))
+        emitting = gateway.emit("C2C_MESSAGE_CREATE", message)
+        numbers = asyncio.run_coroutine_threadsafe(emitting, loop).result()
+        if not numbers:
+            _log.debug("no bot has identified yet that wants private messages (intent 1 << 25)")
 
 
 async def _emit_sample(gateway: LocalGateway, number: int) -> None:
@@ -61,16 +82,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a gateway until SIGINT or SIGTERM; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m qqbot_session.testing",
-        description="Run QQ's gateway on this machine and emit sample events.",
+        description="QQ on this machine, to try a bot by hand.",
     )
-    parser.add_argument("--port", type=int, default=0, help="where to listen (default: any)")
+    parser.add_argument("--port", type=int, default=_PORT, help=f"0 = any (default: {_PORT})")
     parser.add_argument("--heartbeat", type=float, default=45.0, help="interval in seconds")
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between events")
+    every = "seconds between sample events; 0 = none (default: 1)"
+    parser.add_argument("--every", type=float, default=1.0, help=every)
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s")
     _log.setLevel(logging.DEBUG)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(options.port, options.heartbeat, options.every))
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_serve(options.port, options.heartbeat, options.every))
+    except OSError as error:
+        sys.stderr.write(f"port {options.port}: {error}; choose another with --port\n")
+        return 1
     return 0
 
 

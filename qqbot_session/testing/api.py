@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from .line import until_closing
 from .payloads import dump, message_id, now
 from .records import Call, Records, Sent
 from .settings import Settings
+
+_log = logging.getLogger("qqbot_session.testing")
 
 TOKEN = "/app/getAppAccessToken"
 _REPLIES = {
@@ -127,7 +130,13 @@ class Api:
         fields = {name: getattr(call, name) for name in Call.__slots__}
         fields |= {"status": status, "answer": answer.body}
         kind, to = _reply(call)
-        self._records.add(Sent(**fields, kind=kind, to=to) if kind else Call(**fields))
+        _log.debug("%s %s: %s", call.method, call.path, status or "no answer")
+        if kind is None:
+            self._records.add(Call(**fields))
+            return
+        sent = Sent(**fields, kind=kind, to=to)
+        _log.debug("%s to %s: %s (answers %s)", kind, to, dump(sent.body), sent.msg_id)
+        self._records.add(sent)
 
     async def _send(self, request: web.Request, answer: Answer) -> web.Response:
         if (answer.hang or answer.status is None) and request.transport is not None:

@@ -122,7 +122,7 @@ class LocalGateway(Settings, Samples):
     a line dies                             `drop()`
     a close code                            `close(4009)`
     op 7                                    `reconnect()`
-    op 9, `d` true, false or absent         `invalid_session(True)`, `(False)`, `(None)`
+    op 9, d true, false or absent           `invalid_session(True)`, `(False)`, `(None)`
     op 1 from the gateway                   `ask_heartbeat()`
     a half-open line                        `freeze()`, from the start `open_half()`
     heartbeats without acknowledgement      `mute_acks()`
