@@ -11,10 +11,10 @@ from .errors import (
     StoreClosedError,
     WrongEventLoopError,
 )
-from .state import SessionState
+from .state import ResumableState, SessionState
 from .storages.base import LeasingStorage, MemoryStorage, Storage
 from .storages.files import FileStorage
-from .store import AsyncSessionStore
+from .store import AsyncSessionStore, LoadDetails, LoadReason
 
 __all__ = [
     "AsyncSessionStore",
@@ -24,8 +24,11 @@ __all__ = [
     "InvalidRecordError",
     "LeaseLostError",
     "LeasingStorage",
+    "LoadDetails",
+    "LoadReason",
     "MemoryStorage",
     "QQBotSessionError",
+    "ResumableState",
     "SessionState",
     "SessionWriteError",
     "Storage",

@@ -1,18 +1,21 @@
-"""Group commit: how unsaved accounts reach the storage.
+"""Group commit: when unsaved accounts reach the storage.
 
 Rules:
 
 * An account with unsaved state has one `asyncio.Task`. It joins a batch at once, parks until the
   window after its write (or the back-off after a failure) is over, joins again if it is unsaved,
   and ends if it is not. So the first change after a quiet window is written at once, and under
-  constant traffic there is one write per window, which is never pushed back.
+  constant traffic there is one write per window, which is never pushed back. An account at rest
+  has neither task nor timer.
 * Accounts that are due together are one batch, one `Storage.commit`; batches are written one
-  after the other by one task, which takes the newest states at the last moment. A state is
-  unsaved until the commit that took it, or a later one, has succeeded.
+  after the other by one task, which takes the newest states at the last moment.
+* A commit that raises has failed for the storage as a whole: what is queued behind it fails too.
 * To be cancelled means to make one more attempt, at once. An account's task waits for it; the
   writing task commits the batch it was cancelled in once more, and what is queued behind it.
-* Coroutines are started by hand before they become tasks (`_primed`), so that a task cancelled
-  before its first step finds itself inside its `try`.
+* Tasks are made past the loop's task factory, in an empty context, and their coroutines are
+  started by hand (`_primed`), so that a task cancelled before its first step finds itself inside
+  its `try`. Whatever ends a task, KeyboardInterrupt included, its done-callback cleans up; a batch
+  leaves the queue only when it was finished.
 """
 
 from __future__ import annotations
@@ -21,22 +24,34 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType, coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-from .errors import StoreClosedError, WrongEventLoopError
-from .state import SessionState, encode
+from .errors import StoreClosedError, WrongEventLoopError, describe, name_some
+from .ledger import Account, Ledger
+from .state import MAX_SECONDS
 from .storages.base import Storage
 
 _log = logging.getLogger("qqbot_session")
 
 _BATCH = 128  # accounts per commit: below a millisecond of encoding on the loop
+_ASKED = 4  # accounts encoded in the time that a source takes to make its state
 _FIRST_RETRY = 1.0  # seconds, doubled by each further failure
 _LAST_RETRY = 30.0  # seconds
 _LAST_ATTEMPTS = 3  # of a cancelled task, if each finds a newer state
+_YOUNG = 4.0  # seconds for which an account's windows are a quarter of its age
+_FIRST_WINDOW = 0.05  # seconds
+_PATIENCE = 2.0  # seconds that closing goes on after its cancellation
+_TOLD_TOGETHER = 1.0  # seconds
+_NAME = "qqbot_session:"  # of a task, before the account id
+
+EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What is no failure of whatever raised it, and is never held up."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +60,7 @@ class WriteDetails:
 
     Args:
         account_ids: the accounts written or deleted, failed ones included.
-        bytes: handed to the storage.
+        bytes: handed to the storage; 0 if an earlier commit failed for the storage as a whole.
         seconds: from handing over to the answer.
         failures: the error per account that failed.
     """
@@ -56,55 +71,29 @@ class WriteDetails:
     failures: Mapping[str, BaseException] = field(hash=False)
 
 
-class Account:
-    """What one account's newest state is, and how far it is from being on storage."""
+class Keeper:
+    """Who sees to an account while it is unsaved, and for one quiet window after that."""
 
-    __slots__ = (
-        "batch",
-        "changed",
-        "has_session",
-        "id",
-        "last_seq",
-        "revision",
-        "stamp",
-        "state",
-        "task",
-        "turn",
-        "wake",
-    )
+    __slots__ = ("account", "batch", "ended", "task", "wake")
 
-    def __init__(self, account_id: str) -> None:
-        self.id = account_id
-        self.state: SessionState | None = None  # None: no record
-        self.last_seq: int | None = None  # the newest, ahead of the state's own
-        self.has_session = False  # whether `update_last_seq` and `touch` find a session
-        self.revision = 0  # the change that made this the newest
-        self.turn = 0  # the change that began or ended its session
-        self.changed = False  # newer than what was last encoded
-        self.stamp: float | None = None  # `saved_at` of what was encoded and is not on storage yet
+    def __init__(self, account: Account) -> None:
+        self.account = account
         self.batch: Batch | None = None  # the latest it joined
+        self.ended: float | None = None  # when its latest attempt did, in the loop's seconds
         self.task: asyncio.Task[None] | None = None
         self.wake: asyncio.Future[None] | None = None  # what the task is parked on
-
-    @property
-    def unsaved(self) -> bool:
-        return self.changed or self.stamp is not None
-
-    def remember(self, state: SessionState | None) -> None:
-        self.state = state
-        self.last_seq = None if state is None else state.last_seq
-        self.has_session = state is not None and state.resumable
 
 
 class Batch:
     """Accounts that are written together."""
 
-    __slots__ = ("accounts", "done", "taken")
+    __slots__ = ("done", "keepers", "outage", "taken")
 
     def __init__(self, done: asyncio.Future[None]) -> None:
-        self.accounts: dict[str, Account] = {}
+        self.keepers: dict[str, Keeper] = {}
         self.done = done  # set when the attempt has been made
         self.taken = False
+        self.outage: BaseException | None = None  # why it is not even attempted
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,34 +105,32 @@ class _Failure:
 
 
 class GroupCommit:
-    """Owner of every account, of their tasks and of the one that writes.
-
-    Attributes:
-        accounts: all that were seen, by account id.
-        due: those with a session whose newest state is not encoded yet: assigning `state` and
-            `last_seq` is all it takes to change one of them.
-    """
+    """Owner of the task of every account that is not at rest, and of the one that writes."""
 
     def __init__(
         self,
+        ledger: Ledger,
         storage: Storage,
         *,
         debounce: float,
         clock: Callable[[], float],
         on_write: Callable[[WriteDetails], object] | None,
     ) -> None:
-        self.accounts: dict[str, Account] = {}
-        self.due: dict[str, Account] = {}
-        self._changes = 0
-        self._readers = 0
+        self._ledger = ledger
         self._storage = storage
         self._debounce = debounce
         self._clock = clock
         self._on_write = on_write
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_end = self._end  # made once, and not per account
+        self._context = Context()  # nobody's: the first saver's would live as long as the account
+        self._keepers: dict[str, Keeper] = {}
         self._queue: deque[Batch] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._failing: dict[str, _Failure] = {}
+        self._begun: dict[str, BaseException] = {}  # failing, and not told yet
+        self._healed: list[str] = []
+        self._untold_since: float | None = None
         self._aborted = False
 
     def running_loop(self) -> asyncio.AbstractEventLoop:
@@ -162,76 +149,34 @@ class GroupCommit:
             raise WrongEventLoopError(f"this store belongs to {self._loop!r}, not to {loop!r}")
         return loop
 
-    @contextmanager
-    def reading(self) -> Iterator[int]:
-        """Be open while storage is read; give the number of the latest change before that.
+    # What the store asks for
 
-        An account whose `revision` or `turn` is higher was changed meanwhile.
-        """
-        self._readers += 1
-        try:
-            yield self._changes
-        finally:
-            self._readers -= 1
-
-    def unsaved(self) -> list[Account]:
-        """Return the accounts whose newest state is not on storage."""
-        return [account for account in self.accounts.values() if account.unsaved]
-
-    def change(
-        self,
-        account_id: str,
-        state: SessionState | None,
-        last_seq: int | None,
-        *,
-        at_once: bool = False,
-    ) -> Account:
-        """Make this the account's newest state.
+    def write_soon(self, account: Account, *, at_once: bool) -> None:
+        """See to it that the account, about to be changed, is written.
 
         Args:
-            state: `None` deletes the record.
-            last_seq: the newest number, in place of the state's own.
             at_once: do not wait for the window or the back-off.
-
-        Raises:
-            WrongEventLoopError: see `running_loop`; nothing was changed.
         """
-        loop = self.running_loop()
-        account = self.accounts.get(account_id)
-        if account is None:
-            account = self.accounts[account_id] = Account(account_id)
-        self._changes += 1
-        account.revision = self._changes
-        if session_of(account.state) != session_of(state):
-            account.turn = self._changes
-        account.remember(state)
-        account.last_seq = last_seq
-        account.changed = True
-        if account.has_session:
-            self.due[account_id] = account
-        else:
-            self.due.pop(account_id, None)
-        if account.task is None:
-            self._start(account, loop)
+        keeper = self._keeper(account)
+        if keeper.task is None or keeper.task.done():
+            self._start(keeper)
         elif at_once:
             _ = self.join(account)
-        return account
-
-    def _start(self, account: Account, loop: asyncio.AbstractEventLoop) -> None:
-        name = f"qqbot_session:{account.id}"
-        account.task = loop.create_task(_primed(self._keep(account)), name=name)
+        elif not account.changed:
+            self._shorten_window(keeper)
 
     def join(self, account: Account) -> asyncio.Future[None]:
         """Put the account into the next batch; the future is set when that was attempted."""
-        if account.batch is None or account.batch.taken:
-            loop = self.running_loop()
-            if not self._queue or self._queue[-1].taken or len(self._queue[-1].accounts) >= _BATCH:
-                self._queue.append(Batch(loop.create_future()))
-            account.batch = self._queue[-1]
-            account.batch.accounts[account.id] = account
-            if self._writer is None or self._writer.done():
-                self._writer = loop.create_task(_primed(self._write()), name="qqbot_session:commit")
-        return account.batch.done
+        keeper = self._keeper(account)
+        if keeper.batch is None or keeper.batch.taken:
+            if not self._queue or self._queue[-1].taken or len(self._queue[-1].keepers) >= _BATCH:
+                self._queue.append(Batch(self.running_loop().create_future()))
+            batch = self._queue[-1]
+            batch.keepers[account.id] = keeper
+            keeper.batch = batch
+        if self._writer is None or self._writer.done():
+            self._start_writer()
+        return keeper.batch.done
 
     async def attempt(self, accounts: Iterable[Account]) -> dict[str, BaseException]:
         """Try each account once, at once; return the errors of those not on storage.
@@ -240,50 +185,95 @@ class GroupCommit:
         ended, and there is nothing more to do if it succeeded.
         """
         accounts = list(accounts)
-        pending = {self.join(account) for account in accounts}
-        if pending:
+        if pending := {self.join(account) for account in accounts}:
             await asyncio.wait(pending)  # never cancels what it waits for
         return {a.id: self._failing[a.id].error for a in accounts if a.id in self._failing}
 
-    async def abort(self) -> None:
-        """End every task without another attempt."""
-        self._aborted = True
-        tasks = [account.task for account in self.accounts.values() if account.task is not None]
-        if self._writer is not None and not self._writer.done():
-            tasks.append(self._writer)
-        for task in tasks:
-            task.cancel()
-        try:
-            if tasks:
-                await asyncio.wait(tasks)
-        finally:
-            while self._queue:  # somebody may still wait for these
-                batch = self._queue.popleft()
-                for account_id in batch.accounts:
-                    error = StoreClosedError("closed before it was written")
-                    self._failing[account_id] = _Failure(error, 0.0)
-                if not batch.done.done():
-                    batch.done.set_result(None)
+    async def close(self) -> asyncio.CancelledError | None:
+        """Attempt all that is unsaved, and end every task; return who cancelled that, if anybody.
 
-    async def _keep(self, account: Account) -> None:
+        Once cancelled, the attempt has two seconds more.
+        """
+        pending = {self.join(account) for account in self._ledger.unsaved()}
+        cancelled = await outlast(pending)
+        self._aborted = True
+        tasks = [keeper.task for keeper in self._keepers.values()] + [self._writer]
+        alive = {task for task in tasks if task is not None and not task.done()}
+        for task in alive:
+            _ = task.cancel()
+        cancelled = await outlast(alive, cancelled) or cancelled
+        for batch in self._queue:  # somebody may still wait for these
+            if not batch.done.done():
+                batch.done.set_result(None)
+        self._queue.clear()
+        for account in self._ledger.unsaved():
+            if account.id not in self._failing:
+                error = StoreClosedError("closed before it was written")
+                self._failing[account.id] = _Failure(error, 0.0)
+        self._tell_of_turns()
+        return cancelled
+
+    def failures(self) -> dict[str, BaseException]:
+        """Return the latest error of every account that fails."""
+        return {account_id: failure.error for account_id, failure in self._failing.items()}
+
+    def forget(self, account_id: str) -> None:
+        """Drop all that is known of the account, unsaved state included."""
+        self._ledger.forget(account_id)
+        self._failing.pop(account_id, None)
+        keeper = self._keepers.pop(account_id, None)
+        if keeper is not None and keeper.task is not None:
+            _ = keeper.task.cancel()
+
+    # Tasks
+
+    def _keeper(self, account: Account) -> Keeper:
+        keeper = self._keepers.get(account.id)
+        if keeper is None:
+            keeper = self._keepers[account.id] = Keeper(account)
+        keeper.account = account  # it may have been forgotten and known again
+        return keeper
+
+    def _start(self, keeper: Keeper) -> None:
+        task = self._task(self._keep(keeper), keeper.account.id, self._context)
+        keeper.task = task
+        task.add_done_callback(self._on_end, context=self._context)
+
+    def _start_writer(self) -> None:
+        self._writer = self._task(self._write(), "commit", Context())
+        self._writer.add_done_callback(self._end_writer, context=self._context)
+
+    def _task(
+        self, work: Coroutine[Any, Any, None], name: str, context: Context
+    ) -> asyncio.Task[None]:
+        """Make a task that no factory wraps, and that leaves a closed loop without noise.
+
+        What is lost when a loop is closed is said by the store.
+        """
+        try:
+            task = asyncio.Task(
+                _primed(work),
+                loop=self._loop,
+                name=_NAME + name,
+                context=context,
+            )
+        except BaseException:  # such as a RecursionError, deep in a handler
+            work.close()
+            raise
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        return task
+
+    async def _keep(self, keeper: Keeper) -> None:
         """Be the account's task: one park per write."""
         try:
             await _first_step()
-            while account.unsaved:
-                _ = self.join(account)
-                account.wake = self.running_loop().create_future()
-                await account.wake
+            while keeper.account.unsaved:
+                _ = self.join(keeper.account)
+                keeper.wake = self.running_loop().create_future()
+                await keeper.wake
         except asyncio.CancelledError:
-            await self._attempt_last(account)
+            await self._attempt_last(keeper.account)
             raise
-        finally:
-            account.task = account.wake = None
-            if not account.unsaved:
-                account.batch = None  # an idle account keeps no more than its state
-                if not self._readers:
-                    account.revision = account.turn = 0  # nobody is going to ask
-                if not self.due:
-                    self.due.clear()  # an emptied dictionary keeps its table until then
 
     async def _attempt_last(self, account: Account) -> None:
         """Attempt at once what is unsaved, and again what is changed during the attempt."""
@@ -292,12 +282,74 @@ class GroupCommit:
                 return
             await asyncio.wait([self.join(account)])
             if account.id in self._failing:
-                break
-        if account.unsaved and not self._aborted and account.batch is not None:
-            # Should the loop go on after all, there will be another task.
-            failure = self._failing.get(account.id)
-            delay = self._debounce if failure is None else failure.delay
-            self.running_loop().call_later(delay, self._wake, account.batch, [account])
+                return
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """Let an account rest whose task has ended; if it may not, have another task later."""
+        _retrieve(task)
+        keeper = self._keepers.get(task.get_name().removeprefix(_NAME))
+        if keeper is not None and keeper.task is task:
+            keeper.task = keeper.wake = None
+            if not keeper.account.unsaved:
+                self._release(keeper)
+            elif not self._aborted:
+                failure = self._failing.get(keeper.account.id)
+                delay = self._debounce if failure is None else failure.delay
+                self._wake_later(delay, keeper.batch, [keeper])
+
+    def _release(self, keeper: Keeper) -> None:
+        if self._keepers.get(keeper.account.id) is keeper:
+            del self._keepers[keeper.account.id]
+
+    def _end_writer(self, task: asyncio.Task[None]) -> None:
+        """Go on with what is queued if the writing task was torn away from it."""
+        _retrieve(task)
+        if self._writer is task and self._queue and not self._aborted:
+            self._start_writer()
+
+    # Windows
+
+    def _window(self, account: Account, now: float) -> float:
+        """Return the seconds from a write to the next: few for an account that is young.
+
+        A process that dies young, again and again, still moves on.
+        """
+        age = now - (now if account.born is None else account.born)
+        if age >= _YOUNG:
+            return self._debounce
+        return min(self._debounce, max(_FIRST_WINDOW, age / 4))
+
+    def _shorten_window(self, keeper: Keeper) -> None:
+        """Wake the task of a young account, first changed in its window, before that is over."""
+        if keeper.ended is None or keeper.account.id in self._failing:
+            return
+        now = self.running_loop().time()
+        left = keeper.ended + self._window(keeper.account, now) - now
+        if left >= keeper.ended + self._debounce - now:
+            return  # the timer of its batch comes first
+        if left > 0:
+            self._wake_later(left, keeper.batch, [keeper])
+        else:
+            _ = self.join(keeper.account)
+
+    def _wake_later(self, delay: float, batch: Batch | None, keepers: list[Keeper]) -> None:
+        loop = self.running_loop()
+        _ = loop.call_later(delay, self._wake, batch, keepers, context=self._context)
+
+    def _wake(self, batch: Batch | None, keepers: Iterable[Keeper]) -> None:
+        """Wake the tasks whose window this was: those that have not joined another batch."""
+        for keeper in keepers:
+            if keeper.batch is not batch or self._aborted:
+                continue
+            if keeper.task is not None and not keeper.task.done():
+                if keeper.wake is not None and not keeper.wake.done():
+                    keeper.wake.set_result(None)
+            elif keeper.account.unsaved:  # its task was cancelled
+                self._start(keeper)
+            else:
+                self._release(keeper)
+
+    # Writing
 
     async def _write(self) -> None:
         """Be the writing task: attempt every batch that is queued, then end."""
@@ -310,84 +362,122 @@ class GroupCommit:
             try:
                 if cancelled is None:
                     await asyncio.sleep(0)  # who else is due in this turn of the loop?
-                await self._commit(self._queue[0])
+                await self._commit(self._queue[0], hurried=cancelled is not None)
             except asyncio.CancelledError as error:
                 cancelled = error  # this batch counts as failed and is committed once more
-            else:
-                self._queue.popleft()
         if cancelled is not None:
             raise cancelled
 
-    async def _commit(self, batch: Batch) -> None:
+    async def _commit(self, batch: Batch, *, hurried: bool) -> None:
         batch.taken = True
         changes: dict[str, bytes | None] = {}
-        failures: Mapping[str, BaseException] = {}
-        started = time.perf_counter()
-        try:
-            for account in batch.accounts.values():
-                if account.unsaved:
-                    changes[account.id] = self._take(account)
-            if changes:
-                failures = await self._storage.commit(changes)
-        except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
-            failures = {a.id: error for a in batch.accounts.values() if a.unsaved}
-        seconds = time.perf_counter() - started
-        was_failing = bool(self._failing)
+        failures: dict[str, BaseException] = {}
+        seconds = 0.0
+        if batch.outage is None:
+            await self._take(batch, changes, failures, hurried=hurried)
+            started = time.perf_counter()
+            failures |= await self._hand_over(changes) if changes else {}
+            seconds = time.perf_counter() - started
+        else:
+            unsaved = [k.account.id for k in batch.keepers.values() if k.account.unsaved]
+            failures = dict.fromkeys(unsaved, batch.outage)
         self._finish(batch, failures)
-        self._log_turns(failures, was_failing=was_failing)
-        if changes:
-            self._report(changes, failures, seconds)
+        self._tell_of_turns()
+        self._report(changes, failures, seconds)
 
-    def _take(self, account: Account) -> bytes | None:
-        """Encode the newest state; a retry without a newer one keeps its first stamp."""
-        stamp = account.stamp
-        if stamp is None or account.changed:
-            stamp = self._clock()
-        state = account.state
-        data = None if state is None else encode(state, account.last_seq, stamp)
-        account.stamp = stamp
-        account.changed = False
-        self.due.pop(account.id, None)
-        return data
+    async def _take(
+        self,
+        batch: Batch,
+        changes: dict[str, bytes | None],
+        failures: dict[str, BaseException],
+        *,
+        hurried: bool,
+    ) -> None:
+        """Encode the newest states, in pieces below a millisecond unless there is no time."""
+        work, now = 0, None
+        for account_id, keeper in batch.keepers.items():
+            account = keeper.account
+            if not account.unsaved:
+                continue
+            work += 1 if account.mark is None else _ASKED
+            if work > _BATCH and not hurried:
+                work, now = 0, None
+                await asyncio.sleep(0)
+            try:
+                if now is None and account.changed and account.state is not None:
+                    now = read_clock(self._clock)
+                changes[account_id] = self._ledger.take(account, now or 0.0)
+            except EXITS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a clock or a source may raise anything
+                failures[account_id] = error
+
+    async def _hand_over(self, changes: Mapping[str, bytes | None]) -> dict[str, BaseException]:
+        """Have the storage commit; return the failures, whatever it answers or raises."""
+        try:
+            answer = await guarded(self._storage.commit, changes)
+        except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
+            for batch in self._queue:  # a time-out for each of them would be one too many
+                batch.taken, batch.outage = True, error
+            return dict.fromkeys(changes, error)
+        try:
+            failures = {key: _as_error(error) for key, error in dict(answer).items()}
+        except Exception:  # noqa: BLE001 - an answer may be anything too
+            wrong = TypeError(f"commit answered {type(answer).__name__}, not the failures")
+            return dict.fromkeys(changes, wrong)
+        return {key: error for key, error in failures.items() if key in changes}
 
     def _finish(self, batch: Batch, failures: Mapping[str, BaseException]) -> None:
         """Note what was attempted, and when each account may join again."""
-        loop = self.running_loop()
-        parked: dict[float, list[Account]] = {}
-        for account in batch.accounts.values():
-            error = failures.get(account.id)
-            failed = self._failing.pop(account.id, None)
-            if error is None:
-                account.stamp = None
-                delay = self._debounce
+        now = self.running_loop().time()
+        parked: dict[float, list[Keeper]] = {}
+        for account_id, keeper in batch.keepers.items():
+            account = keeper.account
+            if account.born is None:
+                account.born = now
+            keeper.ended = now
+            if account_id in failures:
+                delay = self._note_failure(account_id, failures[account_id])
             else:
-                delay = _FIRST_RETRY if failed is None else min(failed.delay * 2, _LAST_RETRY)
-                self._failing[account.id] = _Failure(error, delay)
-            parked.setdefault(delay, []).append(account)
-        for delay, accounts in parked.items():
-            loop.call_later(delay, self._wake, batch, accounts)
-        batch.done.set_result(None)
+                self._ledger.acknowledge(account)
+                if self._failing.pop(account_id, None) is not None:
+                    self._healed.append(account_id)
+                delay = self._window(account, now) if account.changed else self._debounce
+            parked.setdefault(delay, []).append(keeper)
+        for delay, keepers in parked.items():
+            self._wake_later(delay, batch, keepers)
+        if self._queue and self._queue[0] is batch:
+            self._queue.popleft()
+        if not batch.done.done():
+            batch.done.set_result(None)
 
-    def _wake(self, batch: Batch, accounts: Iterable[Account]) -> None:
-        """Wake the tasks whose window this was: those that have not joined another batch."""
-        for account in accounts:
-            if account.batch is not batch or self._aborted:
-                continue
-            if account.wake is not None and not account.wake.done():
-                account.wake.set_result(None)
-            elif account.task is None and account.unsaved:  # its task was cancelled
-                self._start(account, self.running_loop())
+    def _note_failure(self, account_id: str, error: BaseException) -> float:
+        """Return the seconds until the account's next attempt."""
+        failed = self._failing.get(account_id)
+        delay = _FIRST_RETRY if failed is None else min(failed.delay * 2, _LAST_RETRY)
+        self._failing[account_id] = _Failure(error, delay)
+        if failed is None:
+            self._begun[account_id] = error
+        return delay
 
-    def _log_turns(self, failures: Mapping[str, BaseException], *, was_failing: bool) -> None:
-        """Log when failures begin and when none is left."""
-        if self._failing and not was_failing:
-            first, error = next(iter(failures.items()))
-            _log.warning(
-                "cannot write the session of %r (%d account(s)): %r; retrying",
-                *(first, len(failures), error),
-            )
-        elif was_failing and not self._failing:
-            _log.warning("every session is on storage again")
+    # What others are told
+
+    def _tell_of_turns(self) -> None:
+        """Log who began to fail and who healed: what comes together is one line."""
+        if not self._begun and not self._healed:
+            return
+        now = self.running_loop().time()
+        if self._untold_since is None:
+            self._untold_since = now
+        if self._queue and not self._aborted and now < self._untold_since + _TOLD_TOGETHER:
+            return
+        begun, healed = self._begun, self._healed
+        self._begun, self._healed, self._untold_since = {}, [], None
+        if begun:
+            reason = describe(next(iter(begun.values())))
+            say(logging.WARNING, "cannot write %s: %s; retrying", name_some(begun), reason)
+        if healed:
+            say(logging.WARNING, "on storage again: %s", name_some(healed))
 
     def _report(
         self,
@@ -395,23 +485,111 @@ class GroupCommit:
         failures: Mapping[str, BaseException],
         seconds: float,
     ) -> None:
-        if self._on_write is None:
+        if self._on_write is None or not (changes or failures):
             return
         details = WriteDetails(
-            account_ids=tuple(changes),
+            account_ids=tuple(changes | failures),  # type: ignore[operator]
             bytes=sum(len(data) for data in changes.values() if data is not None),
             seconds=seconds,
             failures=MappingProxyType(dict(failures)),
         )
+        call_hook("on_write", self._on_write, details)
+
+
+# What of other people's may raise, answer or be anything
+
+
+def say(level: int, message: str, *args: object, **options: Any) -> None:
+    """Log, whatever the process's filters and handlers raise."""
+    try:
+        _log.log(level, message, *args, stacklevel=2, **options)
+    except EXITS:
+        raise
+    except BaseException:  # noqa: BLE001 - a line is not worth a session
+        pass
+
+
+def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:
+    """Call a hook of the bot's; what it raises is logged."""
+    try:
+        answer = hook(details)
+        if asyncio.iscoroutine(answer):
+            answer.close()
+            raise TypeError(f"{name} is async, and nobody awaits it: {hook!r}")
+    except EXITS:
+        raise
+    except BaseException:  # noqa: BLE001 - a hook is not worth a session
+        say(logging.ERROR, "%s failed: %r", name, hook, exc_info=True)
+
+
+def read_clock(clock: Callable[[], float]) -> float:
+    """Return the time in seconds since the epoch.
+
+    Raises:
+        ValueError: it is none that a record could hold.
+    """
+    now = clock()
+    if isinstance(now, int | float) and 0 <= now <= MAX_SECONDS:  # false for NaN too
+        return float(now)
+    if asyncio.iscoroutine(now):
+        now.close()
+    raise ValueError(f"the clock must give seconds since 1970, not {now!r:.100}")
+
+
+async def guarded(function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+    """Await a call of somebody's whose failures are all an `Exception`.
+
+    A `CancelledError` that nobody asked this task for is one of them.
+    """
+    task = asyncio.current_task()
+    # A task that cancelled itself is told so by its next await.
+    before = 0 if task is None else task.cancelling() - getattr(task, "_must_cancel", 0)
+    try:
+        return await function(*args)
+    except (Exception, *EXITS):
+        raise
+    except asyncio.CancelledError as error:
+        if task is None or task.cancelling() > before:
+            raise
+        raise RuntimeError("it was cancelled by somebody else") from error
+    except BaseException as error:
+        raise RuntimeError(f"it raised {type(error).__name__}") from error
+
+
+async def outlast(
+    waited: set[asyncio.Future[Any]] | set[asyncio.Task[Any]],
+    cancelled: asyncio.CancelledError | None = None,
+) -> asyncio.CancelledError | None:
+    """Wait until all are done; once cancelled, however often, at most two seconds longer.
+
+    Returns:
+        The first cancellation, which the caller must raise.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if cancelled is None else loop.time() + _PATIENCE
+    while pending := {future for future in waited if not future.done()}:
+        left = None if deadline is None else deadline - loop.time()
+        if left is not None and left <= 0:
+            break
         try:
-            self._on_write(details)
-        except Exception:  # noqa: BLE001 - a hook is not worth a session
-            _log.exception("on_write failed: %r", self._on_write)
+            await asyncio.wait(pending, timeout=left)
+        except asyncio.CancelledError as error:
+            if deadline is None:
+                deadline = loop.time() + _PATIENCE
+            cancelled = cancelled or error
+    return cancelled
 
 
-def session_of(state: SessionState | None) -> str | None:
-    """Return the session id, `None` where there is no session."""
-    return None if state is None else state.session_id
+def _as_error(error: object) -> BaseException:
+    if isinstance(error, BaseException):
+        return error
+    return TypeError(f"commit answered {error!r:.100} in place of an error")
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take note of how the task ended; a KeyboardInterrupt has gone its way through the loop."""
+    if not task.cancelled():
+        _ = task.exception()
 
 
 @coroutine

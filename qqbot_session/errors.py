@@ -15,7 +15,10 @@ Wrong arguments are plain `TypeError` and `ValueError`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+_NAMED = 3  # accounts in one line
 
 
 class QQBotSessionError(Exception):
@@ -39,8 +42,10 @@ class SessionWriteError(QQBotSessionError, OSError):
 
     def __init__(self, failures: Mapping[str, BaseException]) -> None:
         self.failures = dict(failures)
-        reasons = "; ".join(f"{account!r}: {error!r}" for account, error in self.failures.items())
-        super().__init__(f"{len(self.failures)} account(s) not on storage: {reasons}")
+        named = islice(self.failures.items(), _NAMED)
+        reasons = "; ".join(f"{account_id!r}: {describe(error)}" for account_id, error in named)
+        more = "; …" if len(self.failures) > _NAMED else ""
+        super().__init__(f"{len(self.failures)} account(s) not on storage: {reasons}{more}")
 
     def __reduce__(self) -> tuple[type[SessionWriteError], tuple[dict[str, BaseException]]]:
         return type(self), (self.failures,)
@@ -96,3 +101,27 @@ class ApiError(QQBotSessionError):
 
     def __reduce__(self) -> tuple[type[ApiError], tuple[int, int | None, str, str | None]]:
         return type(self), (self.status, self.code, self.message, self.trace_id)
+
+
+def describe(error: BaseException) -> str:
+    """Return a line about the error: an `OSError`'s own words name the path that its repr hides."""
+    public = next(kind for kind in type(error).__mro__ if not kind.__name__.startswith("_"))
+    try:
+        words = f"{error}"
+    except Exception:  # noqa: BLE001 - somebody else's error, and it may be as broken as that
+        words = ""
+    line = words if isinstance(error, OSError) and words else f"{public.__name__}: {words}"
+    return " ".join(line.split())[:300] if words else public.__name__
+
+
+def name_one(account_id: str) -> str:
+    """Return the account id as a log may show it: on one line, and not without end."""
+    shown = account_id if account_id.isprintable() and " " not in account_id else ascii(account_id)
+    return shown if len(shown) <= 100 else f"{shown[:100]}…"
+
+
+def name_some(account_ids: Iterable[str]) -> str:
+    """Return who they are if they are few, else how many, and the first three."""
+    names = list(account_ids)
+    shown = ", ".join(map(name_one, names[:_NAMED]))
+    return shown if len(names) <= _NAMED else f"{len(names)} accounts ({shown}, …)"

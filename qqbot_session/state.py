@@ -18,7 +18,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from json.encoder import encode_basestring, encode_basestring_ascii
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import InvalidRecordError
 
@@ -283,6 +283,18 @@ def _check_length(state: SessionState) -> None:
             f"session_id and app_id are too long: a record of {length} bytes, at most "
             f"{MAX_RECORD_BYTES}: {state.account_id[:64]!r}"
         )
+
+
+if TYPE_CHECKING:
+
+    class ResumableState(SessionState):
+        """A state with a session to Resume, as type checkers see it."""
+
+        session_id: str
+        last_seq: int
+
+else:
+    ResumableState = SessionState
 
 
 def _checked_extra(extra: object) -> Mapping[str, Any]:

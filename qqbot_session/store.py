@@ -4,7 +4,8 @@ Rules:
 
 * What this process last saved or cleared is the truth until it is on storage; after that,
   storage is: each `load` reads it, and what it reads replaces what was remembered.
-* Whoever reads storage asks afterwards what was changed meanwhile, and lets the change win.
+* Whoever reads storage asks the ledger afterwards whether anything newer became known meanwhile.
+* Unreadable is not absent: a failed read is tried again, and after that nothing is known.
 * Arguments are checked before anything is touched. Errors of storage never reach the caller,
   except through `flush` and `aclose`, which name what is not on storage.
 """
@@ -17,57 +18,130 @@ import math
 import os
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Self, TypeVar, cast
 
-from .commit import Account, GroupCommit, WriteDetails
-from .errors import InvalidRecordError, SessionWriteError, StoreClosedError
+from .commit import EXITS, GroupCommit, WriteDetails, call_hook, guarded, outlast, read_clock, say
+from .errors import (
+    InvalidRecordError,
+    SessionWriteError,
+    StoreClosedError,
+    describe,
+    name_one,
+    name_some,
+)
+from .ledger import Account, Ledger, Source, is_turn
 from .state import (
     MAX_INTEGER,
+    ResumableState,
     SessionState,
     check_account_id,
     check_app_id,
     check_intents,
     check_last_seq,
     check_shard,
+    check_state,
     decode,
 )
 from .storages import Storage, storage_of
-
-if TYPE_CHECKING:  # who has no gateway session need not import it
-    from .gateway import GatewaySession
-
-_log = logging.getLogger("qqbot_session")
+from .storages.base import NotRegularError
 
 _LEFT_OVER_AGE = 3600.0  # seconds
 _PIECE = 1000  # accounts
+_PATIENCE = 2.0  # seconds that a failed read is tried again
+_PAUSE = 0.05  # seconds before the first other try; doubled by each further one
+_ASK_AGAIN = 1.0  # seconds before an unreadable account is read for an update again
+_UNREADABLE = 1024  # accounts of which that is remembered
 
 _T = TypeVar("_T")
+
+
+class LoadReason(Enum):
+    """Why a `load` gave what it gave."""
+
+    RESUMABLE = "resumable"
+    ABSENT = "absent"
+    NO_SESSION = "no session"
+    EXPIRED = "expired"
+    OTHER_APP = "another app"
+    OTHER_SHARD = "another shard"
+    OTHER_INTENTS = "other intents"
+    CORRUPT = "corrupt"
+    FOREIGN = "foreign"
+    UNREADABLE = "unreadable"
+
+
+_ALARMING = (LoadReason.CORRUPT, LoadReason.FOREIGN, LoadReason.UNREADABLE)
+_ASKED = {
+    "app_id": LoadReason.OTHER_APP,
+    "shard": LoadReason.OTHER_SHARD,
+    "intents": LoadReason.OTHER_INTENTS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadDetails:
+    """One `load`, as `on_load` sees it.
+
+    Args:
+        reason: `RESUMABLE` if it gave the state; else why it gave `None`. `FOREIGN` is a record
+            of another account in this one's place, `NO_SESSION` one without session id or number.
+        age: seconds since the record's `saved_at`, negative if that is in the future; `None` if
+            there is no record or no clock.
+        state: what was found, also where it was not given.
+    """
+
+    account_id: str
+    reason: LoadReason
+    age: float | None
+    state: SessionState | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is known of an account after a look at storage.
+
+    Attributes:
+        data: the record, if it was read and learned.
+        reason: `RESUMABLE` for any state that is the account's; it is judged later.
+        words: what a log says of it.
+    """
+
+    state: SessionState | None = None
+    data: bytes | None = None
+    reason: LoadReason = LoadReason.ABSENT
+    words: str = "no record"
 
 
 class AsyncSessionStore:
     """Keep, per bot account, what it needs to Resume its gateway session after a restart.
 
-    `save`, `save_nowait`, `update_last_seq` and `touch` remember at once and never wait for
-    storage: call them on every event. Each account with unsaved state has a task of its own that
-    coalesces what comes within `debounce` and writes the newest.
+    `save`, `save_nowait`, `record`, `update_last_seq` and `touch` remember at once and never wait
+    for storage: call them on every event. Each account with unsaved state has a task of its own
+    that coalesces what comes within `debounce` and writes the newest.
 
     Use it as `async with AsyncSessionStore("sessions") as store:`, or call `aclose` yourself. It
-    belongs to the event loop it is first used in.
+    belongs to the event loop it is first used in: any other, and any other thread, gets a
+    `WrongEventLoopError` (from calls that only repeat themselves within a window, under asyncio's
+    debug mode).
 
     Args:
-        storage: a directory, which becomes a `FileStorage`, or any `Storage`. `None` is the
-            directory of the TypeScript original, `~/.openclaw/qqbot/sessions`. The store closes
-            only a storage it made.
+        storage: a directory, which becomes a `FileStorage`; `sqlite:PATH`; or any `Storage`.
+            `None` is the directory of the TypeScript original, `~/.openclaw/qqbot/sessions`. The
+            store closes only a storage it made.
         debounce: seconds from one write of an account to the next; 0 is the next turn of the
-            loop. Also the most that a `kill -9` loses of the sequence number.
+            loop. Also the most that a `kill -9` loses of the sequence number. In the first 4
+            seconds of an account's life here it is at most a quarter of that life, or 50 ms.
         max_age: seconds after the last sign of life when a session counts as expired; `None` is
             never. QQ documents no number; 300 is the original's.
         on_write: called on the loop after each commit with its `WriteDetails`; if it raises,
             that is logged.
-        clock: the wall clock, in seconds since the epoch.
+        on_load: called on the loop for each `load` with its `LoadDetails`; likewise.
+        clock: the wall clock, in seconds since the epoch. While it raises or gives no such time
+            nothing can be stamped, so writes fail and are retried, and no age is judged.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
@@ -80,32 +154,45 @@ class AsyncSessionStore:
         debounce: float = 1.0,
         max_age: float | None = 300.0,
         on_write: Callable[[WriteDetails], object] | None = None,
+        on_load: Callable[[LoadDetails], object] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._closed = True  # for `__del__`, should a check raise
         _check_seconds("debounce", debounce)
         if max_age is not None:
             _check_seconds("max_age", max_age)
-        if on_write is not None and not callable(on_write):
-            raise TypeError(f"on_write must be callable, not {on_write!r}")
-        if not callable(clock):
-            raise TypeError(f"clock must be callable, not {clock!r}")
+        for name, value in (("on_write", on_write), ("on_load", on_load), ("clock", clock)):
+            if not callable(value) and (value is not None or name == "clock"):
+                raise TypeError(f"{name} must be callable, not {value!r}")
         self._storage = storage_of(storage)
         self._owns_storage = self._storage is not storage
         self._max_age = max_age
+        self._on_load = on_load
         self._clock = clock
-        self._commit = GroupCommit(self._storage, debounce=debounce, clock=clock, on_write=on_write)
-        self._accounts = self._commit.accounts
-        self._due = self._commit.due
-        self._reading: dict[str, asyncio.Future[None]] = {}
-        self._listings: list[set[str]] = []
+        self._ledger = Ledger()
+        self._commit = GroupCommit(
+            self._ledger, self._storage, debounce=debounce, clock=clock, on_write=on_write
+        )
+        self._due = self._ledger.due
+        self._marked = self._ledger.marked
+        self._unreadable: dict[str, float] = {}  # since when, in the loop's seconds
+        self._reads_fail = False
+        self._closing: asyncio.Future[None] | None = None
+        self._unwritten: dict[str, BaseException] | None = None  # what `aclose` came to
         self._closed = False
+        if max_age is not None and debounce > max_age:
+            say(
+                logging.WARNING,
+                "debounce %g s is longer than max_age %g s: after a crash a session may look "
+                "expired that is not",
+                *(debounce, max_age),
+            )
 
     def __repr__(self) -> str:
         closed = " closed" if self._closed else ""
         return (
-            f"<AsyncSessionStore storage={self._storage!r} accounts={len(self._accounts)}"
-            f" unsaved={len(self._commit.unsaved())}{closed}>"
+            f"<AsyncSessionStore storage={self._storage!r} accounts={len(self._ledger.accounts)}"
+            f" unsaved={len(self._ledger.unsaved())}{closed}>"
         )
 
     async def __aenter__(self) -> Self:
@@ -124,53 +211,16 @@ class AsyncSessionStore:
         except SessionWriteError as error:
             if exc is None:
                 raise
-            _log.error("%s", error)
+            say(logging.ERROR, "%s", error)
 
     def __del__(self) -> None:
-        if not self._closed and self._commit.unsaved():
+        if not self._closed and (unsaved := self._ledger.unsaved()):
+            names = name_some([account.id for account in unsaved])
+            say(logging.ERROR, "never closed, and unsaved: %s", names)
             message = f"unsaved and never closed: {self!r}"
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
 
-    async def load(
-        self,
-        account_id: str,
-        *,
-        app_id: str | None = None,
-        shard: tuple[int, int] | None = None,
-        intents: int | None = None,
-    ) -> SessionState | None:
-        """Return the session to Resume, or `None` to Identify.
-
-        `None` when there is no record, it cannot be read, it is no record or another account's
-        (one warning), it has no session id or number, it is expired (and then removed), or it
-        holds another app, shard or intents than asked for (and then is left alone). After that
-        the account is known to have no session until the next `save`.
-
-        Args:
-            app_id: checked if given and the record holds one; likewise the others.
-            shard: `(shard id, shard count)`.
-        """
-        self._check_open()
-        check_account_id(account_id)
-        if app_id is not None:
-            check_app_id(app_id)
-        if shard is not None:
-            check_shard(shard)
-        if intents is not None:
-            check_intents(intents)
-        state, data = await self._newest(account_id)
-        asked = {"app_id": app_id, "shard": shard, "intents": intents}
-        if state is not None and _is_other(state, asked):
-            _log.info("the session of %r is another app's, shard's or intents'", account_id)
-        elif state is not None and self._is_expired(state):
-            self._deny(account_id)
-            await self._remove_expired(state, data)
-            return None
-        elif state is not None and state.resumable:
-            self._accounts[account_id].has_session = True
-            return state
-        self._deny(account_id)
-        return None
+    # What a bot remembers
 
     async def save(self, state: SessionState) -> None:
         """Make this the account's state; returns without suspending.
@@ -185,9 +235,10 @@ class AsyncSessionStore:
             account = self._due[state.account_id]
             last_seq = state.last_seq
             if (
-                isinstance(state, SessionState)
+                type(state) is SessionState
                 and last_seq is not None
                 and state.session_id == account.state.session_id  # type: ignore[union-attr]
+                and not state.failed_resumes
             ):
                 account.state = state
                 account.last_seq = last_seq
@@ -202,9 +253,10 @@ class AsyncSessionStore:
             account = self._due[state.account_id]
             last_seq = state.last_seq
             if (
-                isinstance(state, SessionState)
+                type(state) is SessionState
                 and last_seq is not None
                 and state.session_id == account.state.session_id  # type: ignore[union-attr]
+                and not state.failed_resumes
             ):
                 account.state = state
                 account.last_seq = last_seq
@@ -213,41 +265,59 @@ class AsyncSessionStore:
             pass
         self._save(state)
 
+    async def record(self, gateway: Source) -> None:
+        """Note that the gateway session has news, or clear the account if it has ended.
+
+        Call it after every event and after every close; a heartbeat's acknowledgement makes it
+        a `touch`. It never suspends, and nearly always does nothing: the state is asked for when
+        it is written or loaded. A record that `load` refused is left alone until there is a new
+        session.
+
+        An older `GatewaySession` than the account's newest changes nothing, with one warning.
+
+        Raises:
+            ValueError: another shard was recorded under this account id.
+        """
+        try:
+            mark = self._marked[gateway.account_id]
+            if mark.source is gateway and mark.turn == gateway.turn:
+                return
+        except (AttributeError, KeyError, TypeError):  # nothing is due, or no gateway session
+            pass
+        self._record(gateway)
+
+    def record_nowait(self, gateway: Source) -> None:
+        """Do what `record` does, from a callback on the loop that cannot await."""
+        try:
+            mark = self._marked[gateway.account_id]
+            if mark.source is gateway and mark.turn == gateway.turn:
+                return
+        except (AttributeError, KeyError, TypeError):  # nothing is due, or no gateway session
+            pass
+        self._record(gateway)
+
     async def update_last_seq(self, account_id: str, last_seq: int) -> bool:
         """Move the account's sequence number up; returns without suspending.
 
         A number that is not higher than the known one counts as a `touch`. An account this store
-        has not seen is read from storage first, whatever its age.
+        does not know is read from storage first, whatever its age; one that could not be read, at
+        most once a second.
 
         Returns:
             Whether the account has a session; if not, nothing was changed.
         """
         try:
             account = self._due[account_id]
-            if type(last_seq) is int and account.last_seq < last_seq <= MAX_INTEGER:  # type: ignore[operator]
-                account.last_seq = last_seq
-                return True
+            if type(last_seq) is int:
+                if account.last_seq < last_seq <= MAX_INTEGER:  # type: ignore[operator]
+                    account.last_seq = last_seq
+                    return True
+                if 0 <= last_seq <= account.last_seq:  # type: ignore[operator]
+                    return True  # it will be stamped anyway
         except (KeyError, TypeError):  # not due, or not even hashable
             pass
-        check_last_seq(last_seq)
-        return await self._renew(account_id, last_seq)
-
-    async def record(self, gateway: GatewaySession) -> None:
-        """Keep the gateway session's state, or clear it if there is none; never suspends.
-
-        Call it after every event and after every close; a heartbeat's acknowledgement makes it
-        a `touch`. A record that `load` refused is left alone until there is a new session.
-        """
-        state = gateway.state
-        account = self._accounts.get(gateway.account_id)
-        if state is None:
-            self._check_open()
-            if account is None or account.has_session:
-                self._commit.change(gateway.account_id, None, None, at_once=True)
-        elif account is None or account.state is None or _is_turn(account.state, state):
-            self._save(state)
-        else:
-            self.save_nowait(state)
+        last_seq = check_last_seq(last_seq)
+        return await self._renew(check_account_id(account_id), last_seq)
 
     async def touch(self, account_id: str) -> bool:
         """Note a sign of life, such as a heartbeat's acknowledgement: `saved_at` is renewed.
@@ -255,8 +325,9 @@ class AsyncSessionStore:
         Returns:
             Whether the account has a session.
         """
-        is_due = isinstance(account_id, str) and account_id in self._due
-        return is_due or await self._renew(account_id, 0)
+        if type(account_id) is str and (account_id in self._due or account_id in self._marked):
+            return True
+        return await self._renew(check_account_id(account_id), 0)
 
     async def clear(self, account_id: str) -> None:
         """Forget the account's session; waits until its deletion was attempted.
@@ -265,51 +336,118 @@ class AsyncSessionStore:
         retried. An account without a record is no error.
         """
         self._check_open()
-        check_account_id(account_id)
-        account = self._commit.change(account_id, None, None, at_once=True)
+        account = self._ledger.account(check_account_id(account_id))
+        self._change(account, None, None)
         await self._commit.attempt([account])
 
-    async def load_all(self, *, include_expired: bool = False) -> list[SessionState]:
+    # What there is
+
+    async def load(
+        self,
+        account_id: str,
+        *,
+        app_id: str | None = None,
+        shard: tuple[int, int] | None = None,
+        intents: int | None = None,
+    ) -> ResumableState | None:
+        """Return the session to Resume, or `None` to Identify.
+
+        `None` when there is no record, it cannot be read, it is no record or another account's, it
+        has no session id or number, it is expired (and then removed), or it holds another app,
+        shard or intents than asked for (and then is left alone). One line of the log and `on_load`
+        say which. After that the account is known to have no session until the next `save`.
+
+        A read that fails is tried again for 2 seconds, once while reads go on failing. After that
+        the account is as unknown as before, unless this store itself has written it: then what
+        it wrote is the answer.
+
+        Args:
+            app_id: checked if given and the record holds one; likewise the others.
+            shard: `(shard id, shard count)`.
+        """
+        self._check_open()
+        account_id = check_account_id(account_id)
+        asked: dict[str, object] = {
+            "app_id": None if app_id is None else check_app_id(app_id),
+            "shard": None if shard is None else check_shard(shard),
+            "intents": None if intents is None else check_intents(intents),
+        }
+        _ = self._commit.running_loop()
+        found = await self._newest(account_id)
+        now = self._now()
+        reason, words = self._judge(found, asked, now)
+        state = found.state
+        age = None if state is None or now is None else now - state.saved_at
+        if not self._closed:
+            await self._heed(account_id, found, reason)
+        if reason is not LoadReason.RESUMABLE:
+            say(
+                logging.WARNING if reason in _ALARMING else logging.INFO,
+                "Identify %s: %s",
+                *(name_one(account_id), words),
+                extra={
+                    "qqbot_account": account_id,
+                    "qqbot_reason": reason.value,
+                    "qqbot_age": age,
+                },
+            )
+        if self._on_load is not None:
+            details = LoadDetails(account_id=account_id, reason=reason, age=age, state=state)
+            call_hook("on_load", self._on_load, details)
+        return cast(ResumableState, state) if reason is LoadReason.RESUMABLE else None
+
+    async def load_all(self, *, include_expired: bool = False) -> list[ResumableState]:
         """Return every session that can be resumed, in the order of their account ids.
 
-        Records that are no session are skipped, corrupt ones with a warning. Nothing is removed.
+        Records that are no session are skipped, corrupt and foreign ones with a warning. Nothing
+        is removed.
 
         Args:
             include_expired: return sessions past `max_age` as well.
         """
         self._check_open()
-        with self._commit.reading() as before:
-            found = await self._find_all(before)
-        now = self._clock()
-        sessions = []
+        _ = self._commit.running_loop()
+        found = await self._find_all()
+        now = self._now()
+        sessions: list[ResumableState] = []
         async for account_ids in _in_pieces(sorted(found)):
             for account_id in account_ids:
                 state = found[account_id]
                 if state is None or not state.resumable:
                     continue
                 if include_expired or not self._is_expired(state, now):
-                    sessions.append(state)
+                    sessions.append(cast(ResumableState, state))
         return sessions
 
     async def cleanup(self) -> int:
         """Remove expired and corrupt records, and left-overs of interrupted writes.
 
-        Accounts with unsaved state are skipped, and so is what cannot be read. A record that
-        another process renews meanwhile stays (`FileStorage.discard` says how).
+        Accounts with unsaved state are skipped, and so is what cannot be read or removed. A record
+        that another process renews meanwhile stays (`FileStorage.discard` says how).
 
         Returns:
             How many records were removed.
         """
         self._check_open()
+        _ = self._commit.running_loop()
         removed = 0
-        try:
+
+        async def remove() -> None:
+            nonlocal removed
             async for key, data in self._storage.scan():
-                if self._is_garbage(data) and await self._storage.discard(key, data):
+                if self._closed:
+                    return
+                if self._is_garbage(key, data) and await self._discard(key, data):
                     removed += 1
-            await self._storage.sweep(_LEFT_OVER_AGE)
+            _ = await self._storage.sweep(_LEFT_OVER_AGE)
+
+        try:
+            await guarded(remove)
         except Exception as error:  # noqa: BLE001 - promise 10
-            _log.warning("cannot clean up: %r", error)
+            say(logging.WARNING, "cannot clean up: %s", describe(error))
         return removed
+
+    # The end
 
     async def flush(self, account_id: str | None = None) -> None:
         """Wait until everything saved before is on storage, without waiting for any window.
@@ -323,209 +461,329 @@ class AsyncSessionStore:
         """
         self._check_open()
         if account_id is None:
-            accounts = self._commit.unsaved()
+            accounts = self._ledger.unsaved()
         else:
-            check_account_id(account_id)
-            account = self._accounts.get(account_id)
+            account = self._ledger.accounts.get(check_account_id(account_id))
             accounts = [account] if account is not None and account.unsaved else []
+        _ = self._commit.running_loop()
         if failures := await self._commit.attempt(accounts):
             raise SessionWriteError(failures)
 
     async def aclose(self) -> None:
         """Attempt what is unsaved, end every task, and close the storage if the store made it.
 
-        A second call returns at once. Cancelled, it ends every task all the same.
+        Every caller, also a later one, returns when that has ended. A cancelled one waits two
+        seconds longer at most; then one line of the log says what is not on storage.
 
         Raises:
             SessionWriteError: names every account that is not on storage.
         """
-        if self._closed:
-            return
-        self._commit.running_loop()
+        _ = self._commit.running_loop()
         self._closed = True
-        self._due.clear()  # so that no call takes the short way
-        failures: dict[str, BaseException] = {}
+        self._ledger.freeze()
+        while self._unwritten is None:
+            if self._closing is None:
+                cancelled = await self._close()
+            else:
+                cancelled = await outlast({self._closing})
+            if cancelled is not None:
+                if unsaved := self._ledger.unsaved():
+                    names = name_some([account.id for account in unsaved])
+                    say(logging.ERROR, "closing was cancelled, and unsaved: %s", names)
+                raise cancelled
+        if self._unwritten:
+            raise SessionWriteError(self._unwritten)
+
+    async def _close(self) -> asyncio.CancelledError | None:
+        """Do what `aclose` says; whoever comes meanwhile waits for it."""
+        self._closing = done = self._commit.running_loop().create_future()
         try:
-            failures = await self._commit.attempt(self._commit.unsaved())
-        finally:
-            await self._commit.abort()
+            cancelled = await self._commit.close()
             if self._owns_storage:
-                await self._storage.aclose()
-            if not failures and (unsaved := self._commit.unsaved()):
-                _log.error("closed with %d account(s) unsaved: %r", len(unsaved), unsaved[0].id)
-        if failures:
-            raise SessionWriteError(failures)
+                try:
+                    await guarded(self._storage.aclose)
+                except Exception as error:  # noqa: BLE001 - the records are what matters
+                    say(logging.WARNING, "cannot close the storage: %s", describe(error))
+            self._unwritten = self._commit.failures()
+            return cancelled
+        finally:
+            self._closing = None  # should it have ended in any other way, the next caller tries
+            done.set_result(None)
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError(f"the store is closed: {self!r}")
 
+    # Changes
+
+    def _change(self, account: Account, state: SessionState | None, last_seq: int | None) -> None:
+        """Make this the newest state, once it is certain that somebody will write it."""
+        loop = self._commit.running_loop()
+        self._commit.write_soon(account, at_once=is_turn(account.state, state))
+        # Under asyncio's debug mode every call comes this way, and its loop is checked.
+        self._ledger.change(account, state, last_seq, warm=not loop.get_debug())
+
     def _save(self, state: SessionState) -> None:
         self._check_open()
-        if not isinstance(state, SessionState):
-            raise TypeError(f"state must be a SessionState, not {state!r}")
-        account = self._accounts.get(state.account_id)
-        known = account.state if account else None
-        at_once = known is None or _is_turn(known, state)
-        self._commit.change(state.account_id, state, state.last_seq, at_once=at_once)
+        state = check_state(state)
+        self._change(self._ledger.account(state.account_id), state, state.last_seq)
+
+    def _record(self, gateway: Source) -> None:
+        self._check_open()
+        try:
+            account_id, turn = check_account_id(gateway.account_id), gateway.turn
+            generation, shard = gateway.generation, gateway.shard
+        except AttributeError:
+            raise TypeError(f"gateway must be a GatewaySession, not {gateway!r}") from None
+        loop = self._commit.running_loop()
+        account = self._ledger.accounts.get(account_id)
+        mark = None if account is None else account.mark
+        if mark is not None and mark.shard != shard:
+            raise ValueError(
+                f"account {account_id!r} is shard {mark.shard!r}'s, not {shard!r}'s: "
+                "give each shard an account id of its own"
+            )
+        if mark is not None and generation < mark.generation:
+            if mark.outdated < generation:
+                mark.outdated = generation
+                say(logging.WARNING, "an older gateway session of %s is ignored", account_id)
+            return
+        is_known = mark is not None and (mark.generation, mark.turn) == (generation, turn)
+        if is_known and account is not None and account.has_session:
+            state: SessionState | None = account.state  # the newest is asked for when it is written
+        else:
+            state = gateway.state
+        if state is not None:
+            account = account or self._ledger.account(account_id)
+            last_seq = account.last_seq if state is account.state else state.last_seq
+            self._change(account, state, last_seq)
+            self._ledger.mark(account, gateway, warm=not loop.get_debug())
+            return
+        if account.has_session if account is not None else account_id not in self._unreadable:
+            account = account or self._ledger.account(account_id)
+            self._change(account, None, None)
+        if account is not None:
+            self._ledger.note(account, gateway)
 
     async def _renew(self, account_id: str, last_seq: int) -> bool:
         """Make the number, or the known one if that is higher, the newest."""
         self._check_open()
-        check_account_id(account_id)
-        account = self._accounts.get(account_id)
+        loop = self._commit.running_loop()
+        account = self._ledger.accounts.get(account_id)
         if account is None:
-            with self._commit.reading() as before:
-                await self._newest(account_id)
+            if loop.time() < self._unreadable.get(account_id, -math.inf) + _ASK_AGAIN:
+                return False
+            _ = await self._newest(account_id)
             self._check_open()
-            account = self._accounts[account_id]
-            if account.turn > before:  # the number was an earlier session's
+            account = self._ledger.accounts.get(account_id)
+            if account is None:  # unreadable
+                return False
+            if account.turned:  # the number was an earlier session's
                 last_seq = 0
+        account.ask()
         if not account.has_session or account.last_seq is None:
             return False
-        self._commit.change(account_id, account.state, max(account.last_seq, last_seq))
+        self._change(account, account.state, max(account.last_seq, last_seq))
         return True
 
-    async def _find_all(self, before: int) -> dict[str, SessionState | None]:
-        """Return the newest state of every account; `before` as given by `reading`."""
-        unsaved = {account.id for account in self._commit.unsaved()}
+    # Reading
+
+    async def _newest(self, account_id: str) -> _Found:
+        """Return the newest state of the account, from memory if it is not on storage yet."""
+        while True:
+            account = self._ledger.accounts.get(account_id)
+            if account is not None and account.unsaved:
+                return self._remembered(account)
+            began = self._ledger.moment()
+            try:
+                data = await self._patiently(lambda: self._read(account_id), account_id)
+            except Exception as error:  # noqa: BLE001 - promise 10
+                return self._unread(account_id, error)
+            found = _inspect(account_id, data)
+            if self._closed or self._ledger.learn(account_id, found.state, began):
+                return found
+
+    async def _read(self, account_id: str) -> bytes | None:
+        data = await self._storage.read(account_id)
+        if data is not None and not isinstance(data, bytes):
+            raise TypeError(f"read answered {type(data).__name__}, not bytes")
+        return data
+
+    def _remembered(self, account: Account, words: str = "cleared") -> _Found:
+        now = self._now()
+        state = account.newest(account.stamp if now is None else now)
+        return _Found(words=words) if state is None else _Found(state, reason=LoadReason.RESUMABLE)
+
+    def _unread(self, account_id: str, error: Exception) -> _Found:
+        """Answer with what this store wrote, or else with nothing, and know nothing."""
+        account = self._ledger.accounts.get(account_id)
+        if account is not None and (account.unsaved or account.is_ours):
+            if not account.unsaved:
+                words = f"cannot read {name_one(account_id)}: {describe(error)}"
+                say(logging.WARNING, "%s; it is as it was written here", words)
+            return self._remembered(account)
+        if not self._closed:
+            self._ledger.forget(account_id)
+        return _Found(reason=LoadReason.UNREADABLE, words=f"unreadable: {describe(error)}")
+
+    async def _patiently(self, read: Callable[[], Awaitable[_T]], account_id: str = "") -> _T:
+        """Read, and try again if that fails; but not while reads go on failing."""
+        loop = self._commit.running_loop()
+        deadline = loop.time() + _PATIENCE
+        patient = not self._reads_fail and account_id not in self._unreadable
+        pause = _PAUSE
+        while True:
+            try:
+                result = await guarded(read)
+            except NotRegularError:
+                self._note_unreadable(account_id)
+                raise
+            except Exception:
+                self._note_unreadable(account_id)
+                if not patient or loop.time() + pause > deadline or self._closed:
+                    self._reads_fail = True
+                    raise
+            else:
+                self._unreadable.pop(account_id, None)
+                self._reads_fail = False
+                return result
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    def _note_unreadable(self, account_id: str) -> None:
+        self._unreadable.pop(account_id, None)
+        self._unreadable[account_id] = self._commit.running_loop().time()
+        if len(self._unreadable) > _UNREADABLE:
+            del self._unreadable[next(iter(self._unreadable))]
+
+    async def _find_all(self) -> dict[str, SessionState | None]:
+        """Return the newest state of every account that has a record."""
+        began = self._ledger.moment()
         found: dict[str, SessionState | None] = {}
-        read_again = set()
-        read_meanwhile: set[str] = set()  # by `load`, and so later than what is listed
-        self._listings.append(read_meanwhile)
-
-        def is_newer(account: Account | None) -> bool:
-            """Whether this store wrote, or is to write, what may be newer than what was read."""
-            return account is not None and (
-                account.unsaved or account.revision > before or account.id in unsaved
-            )
-
+        read_again: set[str] = set()
+        failed = False
         try:
-            async for key, data in self._storage.scan():
-                state = self._decode(key, data)
-                if state is not None:
-                    if state.account_id in found:  # the original's record beside ours
-                        read_again.add(state.account_id)
-                    found[state.account_id] = state
-                    account = self._accounts.get(state.account_id)
-                    if not is_newer(account) and state.account_id not in read_meanwhile:
-                        self._remember(state.account_id, state)
+            await self._patiently(lambda: self._scan(found, read_again))
         except Exception as error:  # noqa: BLE001 - promise 10
-            _log.warning("cannot list the sessions: %r", error)
-        finally:
-            self._listings = [read for read in self._listings if read is not read_meanwhile]
+            failed = True
+            say(logging.WARNING, "cannot list the sessions: %s", describe(error))
         for account_id in read_again:
-            found[account_id], _ = await self._newest(account_id)
-        async for accounts in _in_pieces(list(self._accounts.values())):
-            for account in filter(is_newer, accounts):
-                found[account.id] = self._pending(account)
+            found[account_id] = (await self._newest(account_id)).state
+        async for account_ids in _in_pieces(list(found)):
+            for account_id in account_ids:
+                if not self._closed:
+                    self._ledger.learn(account_id, found[account_id], began)
+        async for accounts in _in_pieces(list(self._ledger.accounts.values())):
+            for account in accounts:
+                if account.unsaved or account.moment > began or (failed and account.is_ours):
+                    found[account.id] = self._remembered(account).state
         return found
 
-    async def _newest(self, account_id: str) -> tuple[SessionState | None, bytes | None]:
-        """Return the account's state, and the record if it was read from storage."""
-        while True:
-            account = self._accounts.get(account_id)
-            if account is not None and account.unsaved:
-                return self._pending(account), None
-            if busy := self._reading.get(account_id):
-                # One read at a time: an older one must not replace what a newer one found.
-                await asyncio.wait([busy])
-                continue
-            self._reading[account_id] = done = asyncio.get_running_loop().create_future()
-            try:
-                with self._commit.reading() as before:
-                    data = await self._storage.read(account_id)
-                account = self._accounts.get(account_id)
-                if account is None or account.revision <= before:
-                    state = self._judge(account_id, data)
-                    self._remember(account_id, state)
-                    for read in self._listings:
-                        read.add(account_id)
-                    return state, data
-            except Exception as error:  # noqa: BLE001 - promise 10
-                _log.warning("cannot read the session of %r: %r", account_id, error)
-                self._accounts.setdefault(account_id, Account(account_id))
-                return None, None
-            finally:
-                del self._reading[account_id]
-                done.set_result(None)
+    async def _scan(self, found: dict[str, SessionState | None], read_again: set[str]) -> None:
+        async for key, data in self._storage.scan():
+            if self._closed:
+                return
+            record = _inspect(_vouched(key), data)
+            state = record.state
+            if state is None:
+                say(logging.WARNING, "%s: %s", name_one(key.strip("\0")), record.words)
+            elif state.account_id in found:  # the original's record beside ours
+                read_again.add(state.account_id)
+            else:
+                found[state.account_id] = state
 
-    def _judge(self, account_id: str, data: bytes | None) -> SessionState | None:
-        """Return the record's state if it is one, and this account's."""
-        state = None if data is None else self._decode(account_id, data)
-        if state is not None and state.account_id != account_id:
-            _log.warning("the record of %r is %r's", account_id, state.account_id)
-            return None
-        return state
+    # Judging
 
-    def _pending(self, account: Account) -> SessionState | None:
-        """Return the state that is not on storage yet, as it would be written now."""
-        if account.state is None:
-            return None
-        stamp = self._clock() if account.changed or account.stamp is None else account.stamp
-        return replace(account.state, last_seq=account.last_seq, saved_at=stamp)
+    def _judge(
+        self, found: _Found, asked: dict[str, object], now: float | None
+    ) -> tuple[LoadReason, str]:
+        """Return whether what was found is to be resumed, and what a log says if it is not."""
+        state = found.state
+        if state is None:
+            return found.reason, found.words
+        old = _age_in_words(None if now is None else now - state.saved_at)
+        for name, value in asked.items():
+            held = getattr(state, name)
+            if value is not None and held not in (None, value):
+                reason = _ASKED[name]
+                return reason, f"{reason.value}, {old}, asked for {value!r}, found {held!r}"
+        if self._is_expired(state, now):
+            return LoadReason.EXPIRED, f"expired, {old}, max_age {self._max_age:g} s"
+        if not state.resumable:
+            return LoadReason.NO_SESSION, f"no session in the record, {old}"
+        return LoadReason.RESUMABLE, ""
 
-    def _remember(self, account_id: str, state: SessionState | None) -> None:
-        """Know what storage holds; an account denied a session stays so until `load` gives one."""
-        account = self._accounts.get(account_id)
+    async def _heed(self, account_id: str, found: _Found, reason: LoadReason) -> None:
+        """Let the account have a session, or none any more, as `load` is about to answer."""
+        account = self._ledger.accounts.get(account_id)
         if account is None:
-            account = self._accounts[account_id] = Account(account_id)
-            account.remember(state)
-        else:
-            had_session = account.has_session
-            account.remember(state)
-            account.has_session &= had_session
-
-    def _deny(self, account_id: str) -> None:
-        """Let the account have no session until the next `save`; what is unsaved stays so."""
-        self._accounts[account_id].has_session = False
-        self._due.pop(account_id, None)
-
-    async def _remove_expired(self, state: SessionState, data: bytes | None) -> None:
-        _log.info("the session of %r has expired", state.account_id)
-        if data is None:  # not on storage yet
-            if not self._closed:
-                self._commit.change(state.account_id, None, None)
+            return  # unreadable, and so unknown
+        if reason is LoadReason.RESUMABLE:
+            account.denied = False
             return
-        try:
-            await self._storage.discard(state.account_id, data)
-        except Exception as error:  # noqa: BLE001 - promise 10
-            _log.warning("cannot remove the session of %r: %r", state.account_id, error)
+        self._ledger.deny(account)
+        if reason is LoadReason.EXPIRED and account.unsaved:
+            self._change(account, None, None)
+        elif reason is LoadReason.EXPIRED and found.data is not None:
+            began = self._ledger.moment()
+            if await self._discard(account_id, found.data) and not self._closed:
+                _ = self._ledger.learn(account_id, None, began)
 
-    def _is_expired(self, state: SessionState, now: float | None = None) -> bool:
-        """Judge the age; a stamp from as far in the future is as bad."""
-        if self._max_age is None:
+    async def _discard(self, key: str, data: bytes) -> bool:
+        try:
+            return bool(await guarded(self._storage.discard, key, data))
+        except Exception as error:  # noqa: BLE001 - promise 10
+            words = (name_one(key.strip("\0")), describe(error))
+            say(logging.WARNING, "cannot remove the record of %s: %s", *words)
             return False
-        now = self._clock() if now is None else now
+
+    def _now(self) -> float | None:
+        """Return the time, `None` where the clock gives none: no age is judged then."""
+        try:
+            return read_clock(self._clock)
+        except EXITS:
+            raise
+        except BaseException:  # noqa: BLE001 - each write that needs it says so
+            return None
+
+    def _is_expired(self, state: SessionState, now: float | None) -> bool:
+        """Judge the age; a stamp from as far in the future is as bad."""
+        if self._max_age is None or now is None:
+            return False
         return abs(now - state.saved_at) > self._max_age
 
-    def _is_garbage(self, data: bytes) -> bool:
-        try:
-            state = decode(data)
-        except InvalidRecordError:
-            return True
-        account = self._accounts.get(state.account_id)
-        return self._is_expired(state) and not (account is not None and account.unsaved)
-
-    def _decode(self, name: str, data: bytes) -> SessionState | None:
-        try:
-            return decode(data)
-        except InvalidRecordError as error:
-            _log.warning("the record of %r is corrupt: %s", name, error)
-            return None
+    def _is_garbage(self, key: str, data: bytes) -> bool:
+        found = _inspect(_vouched(key), data)
+        if found.state is None:
+            return found.reason is LoadReason.CORRUPT
+        account = self._ledger.accounts.get(found.state.account_id)
+        is_unsaved = account is not None and account.unsaved
+        return not is_unsaved and self._is_expired(found.state, self._now())
 
 
-def _is_turn(known: SessionState, state: SessionState) -> bool:
-    """Whether this is another session, or another count of Resumes, which a crash must not undo."""
-    return known.session_id != state.session_id or known.failed_resumes != state.failed_resumes
+def _inspect(account_id: str | None, data: bytes | None) -> _Found:
+    """Say what a record is; `None` for the id of one that lies in the place its own id gives."""
+    if data is None:
+        return _Found()
+    try:
+        state = decode(data)
+    except InvalidRecordError as error:
+        return _Found(data=data, reason=LoadReason.CORRUPT, words=f"corrupt: {error}")
+    if account_id is not None and state.account_id != account_id:
+        words = f"foreign: the record is {name_one(state.account_id)}'s"
+        return _Found(data=data, reason=LoadReason.FOREIGN, words=words)
+    return _Found(state, data, LoadReason.RESUMABLE)
 
 
-def _is_other(state: SessionState, asked: dict[str, Any]) -> bool:
-    """Whether the record holds another value than was asked for; none at all matches."""
-    return any(
-        value is not None and getattr(state, name) not in (None, value)
-        for name, value in asked.items()
-    )
+def _vouched(key: str) -> str | None:
+    """Return the account id that a key of `scan` is; NUL opens a key that is none."""
+    return None if key.startswith("\0") else key
+
+
+def _age_in_words(age: float | None) -> str:
+    if age is None:
+        return "of unknown age"
+    return f"{age:.0f} s old" if age > -0.5 else f"{-age:.0f} s in the future"
 
 
 async def _in_pieces(items: list[_T]) -> AsyncIterator[list[_T]]:

@@ -22,7 +22,7 @@ import pytest
 from crash import Tap, a_state, age, end_programs, finish, left_overs, start, turns_until, until
 from faults import FaultyStorage
 
-from qqbot_session import AsyncSessionStore, WrongEventLoopError
+from qqbot_session import AsyncSessionStore, SessionWriteError, WrongEventLoopError
 from qqbot_session.state import decode
 from qqbot_session.storages import files
 
@@ -228,7 +228,8 @@ async def test_a_cancelled_aclose_on_a_hanging_storage_ends_every_task(moment: i
         async with asyncio.timeout(5):
             await store.aclose()
     assert our_tasks() == []
-    await store.aclose()
+    with pytest.raises(SessionWriteError):
+        await store.aclose()
     assert storage.records == {}
 
 

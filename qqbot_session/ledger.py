@@ -1,0 +1,295 @@
+"""`Ledger`: what is known of every account, and what of it is not on storage yet.
+
+Rules:
+
+* Pure: no I/O, no asyncio, no clock, no log. Every `now` is seconds since the epoch.
+* Time is counted in moments: each read, change and acknowledgement has its own. What was read is
+  learned only if nothing newer became known since the read began.
+* An account is unsaved while it was changed after it was encoded, or what was encoded has not been
+  acknowledged. After an exception between any two statements it still is, or never was.
+* That an account was *denied* a session, and that it has one to Resume, are two things.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from .state import SessionState, encode
+
+_ABSENT = 1024  # accounts without a record that are remembered, so that nobody asks storage again
+
+
+class Source(Protocol):
+    """Who knows a session's newest state, as `GatewaySession` does; asked once per batch."""
+
+    @property
+    def account_id(self) -> str:
+        """The account whose session it is."""
+        ...
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """`(shard id, shard count)`: always the same for one account."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Unique in the process; what was made later has a higher one."""
+        ...
+
+    @property
+    def turn(self) -> int:
+        """Changes with what a crash must not undo: the session, and the count of its Resumes."""
+        ...
+
+    @property
+    def state(self) -> SessionState | None:
+        """The newest state; `None` = there is no session."""
+        ...
+
+
+class Mark:
+    """Who recorded an account last.
+
+    Attributes:
+        source: who is to be asked for the newest state; `None` while nothing is due.
+        turn: the source's, when it was last asked or recorded.
+        outdated: the newest generation that was refused.
+    """
+
+    __slots__ = ("generation", "outdated", "shard", "source", "turn")
+
+    def __init__(self, source: Source) -> None:
+        self.source: Source | None = None
+        self.turn = source.turn
+        self.generation = source.generation
+        self.shard = source.shard
+        self.outdated = 0
+
+
+class Account:
+    """What is known of one account.
+
+    Attributes:
+        state: `None` = no record.
+        last_seq: the newest number, ahead of the state's own.
+        stamp: `saved_at` of what was last read or encoded, seconds since the epoch.
+        moment: when all this became known.
+        denied: `load` gave nothing, so that only a new session counts.
+        changed: it is newer than what was last encoded.
+        handed: what was last encoded is not acknowledged.
+        is_ours: this store changed it: what was acknowledged is on storage.
+        turned: its session began or ended here.
+        born: when it was first written here, in the loop's seconds.
+        mark: who recorded it last, as long as somebody does.
+    """
+
+    __slots__ = (
+        "born",
+        "changed",
+        "denied",
+        "handed",
+        "id",
+        "is_ours",
+        "last_seq",
+        "mark",
+        "moment",
+        "stamp",
+        "state",
+        "turned",
+    )
+
+    def __init__(self, account_id: str) -> None:
+        self.id = account_id
+        self.state: SessionState | None = None
+        self.last_seq: int | None = None
+        self.stamp = 0.0
+        self.moment = 0
+        self.denied = self.changed = self.handed = self.is_ours = self.turned = False
+        self.born: float | None = None
+        self.mark: Mark | None = None
+
+    @property
+    def unsaved(self) -> bool:
+        return self.changed or self.handed
+
+    @property
+    def has_session(self) -> bool:
+        """Whether `update_last_seq` and `touch` find a session."""
+        return (
+            self.state is not None
+            and not self.denied
+            and bool(self.state.session_id)
+            and self.last_seq is not None
+        )
+
+    def ask(self) -> None:
+        """Let the source say what is newest; another session was not recorded yet."""
+        if self.mark is not None and self.mark.source is not None and self.state is not None:
+            state = self.mark.source.state
+            if state is not None and state.session_id == self.state.session_id:
+                self.state, self.last_seq = state, state.last_seq
+
+    def newest(self, now: float) -> SessionState | None:
+        """Return the state as it is on storage, or as it would be written now."""
+        self.ask()
+        if self.state is None:
+            return None
+        stamp = now if self.changed else self.stamp
+        return replace(self.state, last_seq=self.last_seq, saved_at=stamp)
+
+
+class Ledger:
+    """Every account that is known, by its id.
+
+    Attributes:
+        due: those with a session, and no failed Resume, whose newest state is not encoded yet:
+            assigning `state` and `last_seq` is all it takes to change one of them.
+        marked: the same of those whose source will be asked: nothing has to be assigned.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.due: dict[str, Account] = {}
+        self.marked: dict[str, Mark] = {}
+        self._absent: dict[str, None] = {}  # accounts without a record, the oldest first
+        self._forgotten = 0  # the moment until which an account may have been known
+        self._moment = 0
+
+    def moment(self) -> int:
+        """Return the next moment: what becomes known later has a higher one."""
+        self._moment += 1
+        return self._moment
+
+    def account(self, account_id: str) -> Account:
+        """Return the account; one that was made for it is known from its first change on."""
+        return self.accounts.get(account_id) or Account(account_id)
+
+    def unsaved(self) -> list[Account]:
+        """Return the accounts whose newest state is not on storage."""
+        return [account for account in self.accounts.values() if account.changed or account.handed]
+
+    def change(
+        self, account: Account, state: SessionState | None, last_seq: int | None, *, warm: bool
+    ) -> None:
+        """Make this the account's newest state, `None` for no record.
+
+        Args:
+            last_seq: the newest number, in place of the state's own.
+            warm: whether the next change may go by `due`.
+        """
+        self._settle(account)
+        moment = self.moment()
+        if session_of(account.state) != session_of(state):
+            account.turned = True
+        account.moment = moment
+        account.state, account.last_seq, account.denied = state, last_seq, False
+        account.changed = account.is_ours = True
+        self.accounts[account.id] = account
+        if warm and account.has_session and not (state and state.failed_resumes):
+            self.due[account.id] = account
+
+    def note(self, account: Account, source: Source) -> Mark:
+        """Know who recorded the account last."""
+        mark = account.mark
+        if mark is None or mark.generation != source.generation:
+            mark = account.mark = Mark(source)
+        mark.turn = source.turn
+        return mark
+
+    def mark(self, account: Account, source: Source, *, warm: bool) -> None:
+        """Have the source asked for the state when the account, just changed, is encoded."""
+        mark = self.note(account, source)
+        self.due.pop(account.id, None)
+        mark.source = source
+        if warm:
+            self.marked[account.id] = mark
+
+    def take(self, account: Account, now: float) -> bytes | None:
+        """Encode what is to be written; a retry without a change keeps its first stamp."""
+        account.ask()
+        self._settle(account)
+        stamp = now if account.changed else account.stamp
+        data = None if account.state is None else encode(account.state, account.last_seq, stamp)
+        account.stamp, account.handed, account.changed = stamp, True, False
+        return data
+
+    def acknowledge(self, account: Account) -> None:
+        """Know that what was handed over is on storage."""
+        if account.handed:
+            account.moment = self.moment()
+            account.handed = False
+            self._note_absent(account)
+
+    def learn(self, account_id: str, state: SessionState | None, began: int) -> bool:
+        """Know what was read unless something newer is known; return whether it was learned.
+
+        Args:
+            began: the moment at which the read began.
+        """
+        account = self.accounts.get(account_id)
+        known_since = self._forgotten if account is None else account.moment
+        if known_since > began or (account is not None and account.unsaved):
+            return False
+        if account is None:
+            account = self.accounts[account_id] = Account(account_id)
+        account.moment = began
+        account.stamp = 0.0 if state is None else state.saved_at
+        account.state, account.last_seq = state, None if state is None else state.last_seq
+        self._note_absent(account)
+        return True
+
+    def deny(self, account: Account) -> None:
+        """Let the account have no session until `load` gives one or a new one is saved."""
+        account.denied = True
+        self._settle(account)
+
+    def forget(self, account_id: str) -> None:
+        """Know nothing of the account any more, saved or not."""
+        self._absent.pop(account_id, None)
+        account = self.accounts.pop(account_id, None)
+        if account is not None:
+            self._forgotten = max(self._forgotten, account.moment)
+            self._settle(account)
+            account.changed = account.handed = False
+
+    def freeze(self) -> None:
+        """Let no call take the short way any more."""
+        self.due.clear()
+        self.marked.clear()
+
+    def _settle(self, account: Account) -> None:
+        """Let the next change be noted as one."""
+        self.due.pop(account.id, None)
+        self.marked.pop(account.id, None)
+        if account.mark is not None:
+            account.mark.source = None
+        if not self.due:
+            self.due.clear()  # an emptied dictionary keeps its table until then
+
+    def _note_absent(self, account: Account) -> None:
+        """Remember only the latest of the accounts that have no record."""
+        self._absent.pop(account.id, None)
+        if account.state is not None or account.unsaved:
+            return
+        self._absent[account.id] = None
+        if len(self._absent) > _ABSENT:
+            oldest = next(iter(self._absent))
+            known = self.accounts.get(oldest)
+            if known is None or (known.state is None and not known.unsaved):
+                self.forget(oldest)
+            else:
+                del self._absent[oldest]
+
+
+def session_of(state: SessionState | None) -> str | None:
+    """Return the session id, `None` where there is no session."""
+    return None if state is None else state.session_id
+
+
+def is_turn(known: SessionState | None, state: SessionState | None) -> bool:
+    """Whether a crash must not undo this: another session, none, or another count of Resumes."""
+    if known is None or state is None:
+        return True
+    return known.session_id != state.session_id or known.failed_resumes != state.failed_resumes
