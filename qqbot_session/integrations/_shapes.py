@@ -1,0 +1,62 @@
+"""Whether a framework still has the hooks that an integration puts itself into.
+
+A version that has moved them would go on without us, and the bot would forget its session without
+a word. So the module refuses to be imported instead, in one sentence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+
+def require(
+    package: str, owner: Any, hooks: Mapping[str, tuple[str, ...]], integration: str
+) -> None:
+    """Check that `owner` has these methods, with these as their first parameters.
+
+    Args:
+        package: the import name, such as `botpy`.
+        owner: the class, or the module, that has the hooks.
+        hooks: from a method's name to its parameters' names, without `self`.
+        integration: the module that needs them.
+
+    Raises:
+        ImportError: it has not; names the version and the hook.
+    """
+    for name, parameters in hooks.items():
+        hook = getattr(owner, name, None)
+        shown = f"{owner.__name__}.{name}({', '.join(parameters)})"
+        if not callable(hook) or not _takes(hook, parameters):
+            raise ImportError(
+                f"{_versions(package)} has no {shown}: {integration} does not know this version"
+            )
+
+
+def require_fields(package: str, owner: Any, names: Iterable[str], integration: str) -> None:
+    """Check that a dataclass has these fields.
+
+    Raises:
+        ImportError: it has not; names the version and the fields.
+    """
+    if missing := sorted(set(names) - set(getattr(owner, "__dataclass_fields__", ()))):
+        raise ImportError(
+            f"{_versions(package)} has no {owner.__name__}.{', '.join(missing)}:"
+            f" {integration} does not know this version"
+        )
+
+
+def _takes(hook: Any, parameters: tuple[str, ...]) -> bool:
+    if not parameters:  # and perhaps no signature: a descriptor of the framework's
+        return True
+    found = [name for name in inspect.signature(hook).parameters if name != "self"]
+    return tuple(found[: len(parameters)]) == parameters
+
+
+def _versions(package: str) -> str:
+    """Name what is installed under an import name: several distributions may share it."""
+    names = metadata.packages_distributions().get(package, [])
+    found = [f"{name} {metadata.version(name)}" for name in sorted(set(names))]
+    return " and ".join(found) or f"this {package}"

@@ -1,0 +1,96 @@
+"""The `Socket` of `ShardRunner` on httpx-ws, which qq-botpy-sdk brings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect, aconnect_ws
+
+from ..shard import MAX_FRAME_BYTES
+
+_log = logging.getLogger("qqbot_session")
+
+
+class HttpxWsSocket:
+    """An `httpx_ws.AsyncWebSocketSession` as `qqbot_session.shard.Socket`.
+
+    The session ends its tasks by cancelling whoever opened it, so it is opened in a task of its
+    own: the runner takes a cancellation for a wish to end.
+    """
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self._code: int | None = None
+        self._frames: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self._ws: asyncio.Future[AsyncWebSocketSession] = asyncio.Future()
+        self._life = asyncio.create_task(self._live(url, options))
+
+    async def opened(self) -> None:
+        """Wait until it is open; raise what hinders it."""
+        try:
+            await self._ws
+        except BaseException:
+            self._life.cancel()
+            raise
+
+    async def send(self, frame: str, /) -> None:
+        """Send a text frame."""
+        await self._ws.result().send_text(frame)
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next frame, `None` after the last; to be cancelled loses no frame."""
+        return await self._frames.get()
+
+    async def close(self, code: int, /) -> int | None:
+        """Close if it is open; return the code it ended with."""
+        try:
+            if not self._life.done():
+                await self._ws.result().close(code)
+        finally:
+            self._life.cancel()
+        await asyncio.wait([self._life])
+        return self._code
+
+    async def _live(self, url: str, options: dict[str, Any]) -> None:
+        limits = {
+            "max_message_size_bytes": MAX_FRAME_BYTES,
+            "keepalive_ping_interval_seconds": None,
+        }
+        try:
+            async with (
+                httpx.AsyncClient(**{"timeout": None} | options) as http,
+                aconnect_ws(url, http, **limits) as ws,
+            ):
+                self._ws.set_result(ws)
+                await self._read(ws)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the line
+            if self._ws.done():
+                _log.debug("httpx-ws: %r", error)
+            else:
+                self._ws.set_exception(error)
+        finally:
+            self._frames.put_nowait(None)
+
+    async def _read(self, ws: AsyncWebSocketSession) -> None:
+        try:
+            while True:
+                event = await ws.receive()
+                self._frames.put_nowait(getattr(event, "data", ""))
+        except WebSocketDisconnect as end:
+            self._code = end.code
+        except HTTPXWSException as error:
+            _log.debug("httpx-ws: %r", error)
+
+
+async def connect(url: str, **options: Any) -> HttpxWsSocket:
+    """Open a socket to the gateway.
+
+    Args:
+        url: the gateway's address, as `GET /gateway` tells it.
+        options: for `httpx.AsyncClient`, such as `proxy` and `verify`.
+    """
+    socket = HttpxWsSocket(url, options)
+    await socket.opened()
+    return socket

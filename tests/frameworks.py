@@ -1,0 +1,95 @@
+"""Environments with the frameworks' real packages, one per distribution and version.
+
+    python tests/frameworks.py [NAME ...]     make those, by default the newest of each framework
+
+They lie in `.venv-frameworks`, or where QQBOT_FRAMEWORKS says. A test whose environment is not
+there skips, or, if it is slow, makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = Path(__file__).parent / "programs"
+DIRECTORY = Path(os.environ.get("QQBOT_FRAMEWORKS", ROOT / ".venv-frameworks"))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What is installed there, beside what `qqbot_session` itself needs.
+
+    Attributes:
+        python: the lowest version of Python on which the package can be imported.
+    """
+
+    requirements: tuple[str, ...]
+    python: tuple[int, int] = (3, 11)
+
+
+_NONEBOT = "nonebot2[aiohttp,fastapi,httpx,websockets]"
+NEWEST = {
+    "botpy": Environment(("qq-botpy",)),
+    "botpy-sdk": Environment(("qq-botpy-sdk",)),
+    "nonebot": Environment(("nonebot-adapter-qq", _NONEBOT)),
+    "agent-sdk": Environment(("qqbot-agent-sdk",)),
+}
+OTHERS = {
+    "botpy-1.1.5": Environment(("qq-botpy==1.1.5",)),
+    "botpy-1.1.6": Environment(("qq-botpy==1.1.6",)),
+    "botpy-1.2.0": Environment(("qq-botpy==1.2.0",)),
+    "botpy-rc": Environment(("qq-botpy-rc",)),
+    "botpy-community": Environment(("qq-botpy-community",)),
+    "botpy-v2": Environment(("qq-botpy-v2",)),
+    "botpy-sdk-2.1.0": Environment(("qq-botpy-sdk==2.1.0",), python=(3, 12)),
+    "nonebot-1.6.4": Environment(("nonebot-adapter-qq==1.6.4", _NONEBOT)),
+    "agent-sdk-1.2.1": Environment(("qqbot-agent-sdk==1.2.1",)),
+}
+ALL = NEWEST | OTHERS
+
+
+def python_of(name: str) -> Path:
+    """Return where the environment's Python is, there or not."""
+    scripts = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
+    return DIRECTORY / name / scripts
+
+
+def make(name: str) -> None:
+    """Make an environment from the package index; nothing to do if it is there.
+
+    Raises:
+        LookupError: if there is no Python that is new enough for it.
+    """
+    environment = ALL[name]
+    if python_of(name).exists():
+        return
+    unfinished = DIRECTORY / f"{name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    command = [_interpreter(environment.python), "-m", "venv"]
+    subprocess.run([*command, str(unfinished)], check=True)
+    python = str(unfinished / python_of(name).relative_to(DIRECTORY / name))
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if uv := shutil.which("uv"):  # several times as fast
+        install = [uv, "pip", "install", "--quiet", "--python", python]
+    subprocess.run([*install, *environment.requirements, "aiofiles"], check=True)
+    unfinished.rename(DIRECTORY / name)
+
+
+def _interpreter(least: tuple[int, int]) -> str:
+    if sys.version_info[:2] >= least:
+        return sys.executable
+    for minor in range(least[1], least[1] + 3):
+        if found := shutil.which(f"python{least[0]}.{minor}"):
+            return found
+    raise LookupError(f"no Python {least[0]}.{least[1]} or later on the PATH")
+
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor(max_workers=2) as workers:
+        list(workers.map(make, sys.argv[1:] or NEWEST))
