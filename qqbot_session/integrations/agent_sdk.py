@@ -1,0 +1,216 @@
+"""qqbot-agent-sdk bots whose session survives a restart.
+
+    async with AsyncSessionStore("sessions") as store:
+        callbacks = await remember(callbacks, store, app_id=app_id)
+        QQWebSocket(callbacks).start(url, asyncio.get_running_loop())
+
+Rules:
+
+* The SDK keeps its loop, its closes and its waits; its callbacks tell us what it received, and ask
+  us what to resume from. What follows for the session is for a `GatewaySession` to say, whose
+  `Connection` hears all of it and whose frames nobody sends.
+* The SDK calls from a thread of its own. There, only `_line`, `_next` and `_untaken` are touched;
+  the rest happens on the loop, by `call_soon_threadsafe` and so in order, and before the handler
+  of the same event.
+* It says a number (`set_session`) before the event that bears it, in one go. A number whose event
+  no callback gets (one that nobody wants, RESUMED) is handled.
+
+Not to be cured from here: three drops, each within 5 s, stop the SDK for ever; it does not miss
+acknowledgements; a Resume that cannot be sent gives the session up; it throws away what a handler
+raises. Let the handlers that run end before the store is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from qqbot_agent_sdk import DEFAULT_INTENTS, QQWebSocket, WSCallbacks
+
+from ..errors import StoreClosedError
+from ..gateway import Dispatch, Event, GatewaySession
+from ..shard import open_gateway
+from ..store import AsyncSessionStore
+from ._shapes import require, require_fields
+
+_HERE = "qqbot_session.integrations.agent_sdk"
+_FIELDS = (
+    "get_session",
+    "set_session",
+    "set_heartbeat_interval",
+    "on_connected",
+    "on_disconnected",
+    "on_heartbeat_ack",
+    "on_message_event",
+    "on_interaction_event",
+)
+require_fields("qqbot_agent_sdk", WSCallbacks, _FIELDS, _HERE)
+require("qqbot_agent_sdk", QQWebSocket, {"start": ("gateway_url", "main_loop")}, _HERE)
+
+_log = logging.getLogger("qqbot_session")
+
+_Session: TypeAlias = tuple[str | None, int | None]
+_Callback: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+async def remember(callbacks: WSCallbacks, store: AsyncSessionStore, *, app_id: str) -> WSCallbacks:
+    """Return callbacks that keep the session; call it on the loop that `start` is given.
+
+    Args:
+        callbacks: yours. Their `get_session` and `set_session` are not called any more.
+        store: where the session is kept; not closed here.
+        app_id: the bot's app id.
+    """
+    gateway = await open_gateway(store, app_id, intents=int(DEFAULT_INTENTS))
+    _log.info("%s: the session is kept in %r", gateway.account_id, store)
+    return _Bridge(callbacks, store, gateway).callbacks()
+
+
+class _Bridge:
+    def __init__(
+        self, inner: WSCallbacks, store: AsyncSessionStore, gateway: GatewaySession
+    ) -> None:
+        self._inner, self._store, self._gateway = inner, store, gateway
+        self._loop = asyncio.get_running_loop()
+        self._connection = gateway.connect()
+        self._events: dict[int, Dispatch] = {}  # whose handlers have not begun
+        self._next: _Session = (None, None)  # what the next line resumes from
+        self._line: _Session | None = None  # what was received on this one, from Hello on
+        self._untaken: int | None = None  # a number whose event has not come yet
+        self._changed()
+
+    def callbacks(self) -> WSCallbacks:
+        inner, wrapped = self._inner, self._handled
+        return replace(
+            inner,
+            get_session=self._get_session,
+            set_session=self._set_session,
+            set_heartbeat_interval=self._on_hello,
+            on_connected=self._on_connected,
+            on_disconnected=self._on_disconnected,
+            on_heartbeat_ack=self._on_heartbeat_ack,
+            on_message_event=wrapped(inner.on_message_event),
+            on_interaction_event=inner.on_interaction_event and wrapped(inner.on_interaction_event),
+        )
+
+    # In the SDK's thread
+
+    def _get_session(self) -> _Session:
+        return self._next if self._line is None else self._line
+
+    def _set_session(self, session_id: str | None, seq: int | None) -> None:
+        self._settle_untaken()
+        before, self._line = self._get_session(), (session_id, seq)
+        if session_id is None:  # READY tells its number first, and then its id
+            if seq is None:
+                self._call(self._forget)
+        elif session_id != before[0]:
+            self._feed(op=0, t="READY", s=seq, d={"session_id": session_id})
+        else:
+            self._untaken = seq
+            asyncio.get_running_loop().call_soon(self._settle_untaken)
+
+    def _on_hello(self, seconds: float) -> None:
+        self._line = self._next
+        self._call(self._begin)
+        self._feed(op=10, d={"heartbeat_interval": seconds * 1000})
+        self._inner.set_heartbeat_interval(seconds)
+
+    def _on_connected(self) -> None:
+        seq, self._untaken = self._untaken, None
+        if seq is not None:
+            self._feed(op=0, t="RESUMED", s=seq)
+        self._inner.on_connected()
+
+    def _on_disconnected(self) -> None:
+        self._settle_untaken()
+        self._line = None
+        self._call(self._end)
+        self._inner.on_disconnected()
+
+    def _on_heartbeat_ack(self) -> None:
+        self._feed(op=11)
+        if self._inner.on_heartbeat_ack is not None:
+            self._inner.on_heartbeat_ack()
+
+    def _handled(self, callback: _Callback) -> _Callback:
+        def take(kind: str, data: dict[str, Any]) -> Awaitable[None]:
+            seq, self._untaken = self._untaken, None
+            if seq is not None:
+                self._feed(op=0, t=kind, s=seq)
+            return self._handle(seq, callback, kind, data)
+
+        return take
+
+    def _settle_untaken(self) -> None:
+        seq, self._untaken = self._untaken, None
+        if seq is not None:
+            self._call(self._settle, seq)
+
+    def _feed(self, **frame: Any) -> None:
+        self._call(self._receive, frame)
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    # On the loop
+
+    def _begin(self) -> None:
+        self._connection = self._gateway.connect()
+        self._connection.opened("the SDK's own", time.time())
+
+    def _receive(self, frame: Mapping[str, Any]) -> Event:
+        event = self._connection.receive(frame, time.time())
+        self._connection.frames_to_send()  # which the SDK has sent
+        if event.released:
+            _log.warning("open for too long, a crash loses them now: number %s", event.released)
+        if isinstance(event, Dispatch) and event.seq is not None:
+            self._events[event.seq] = event
+        self._changed()
+        return event
+
+    def _forget(self) -> None:
+        self._connection = self._gateway.connect()
+        self._receive({"op": 9, "d": False})
+
+    def _end(self) -> None:
+        self._connection.closed(None)
+        self._changed()
+
+    def _settle(self, seq: int) -> None:
+        """Settle what no callback got, unless the SDK dropped it because it had it before."""
+        new = seq > (self._gateway.received or 0)
+        event = self._receive({"op": 0, "t": "", "s": seq})
+        self._events.pop(seq, None)
+        if new and isinstance(event, Dispatch):
+            self._gateway.settle(event)
+            self._changed()
+
+    async def _handle(
+        self, seq: int | None, callback: _Callback, kind: str, data: dict[str, Any]
+    ) -> None:
+        event = self._events.pop(seq, None) if seq is not None else None
+        if event is None:  # a number that came before, on the same line
+            await callback(kind, data)
+        elif not event.already_handled:
+            try:
+                with self._gateway.handling(event):
+                    await callback(kind, data)
+            except Exception:
+                _log.exception("the handler of %s, number %s, failed", kind, seq)
+                raise
+            finally:
+                self._changed()
+
+    def _changed(self) -> None:
+        state = self._gateway.state if self._gateway.resumable else None
+        self._next = (None, None) if state is None else (state.session_id, state.last_seq)
+        # It never suspends. What comes after the store was closed comes again.
+        with contextlib.suppress(StopIteration, StoreClosedError):
+            self._store.record(self._gateway).send(None)
