@@ -547,7 +547,7 @@ async def test_a_database_that_forgot_a_lease_gives_it_back_to_its_holder(
         file.unlink()
     assert await other.acquire("a", "candidate", 60.0) is False
     assert set(await storage.commit({"a": b"not yet"})) == {"a"}
-    assert await storage.renew({"a": "holder"}, 60.0) == set()
+    assert await storage.renew({"a": "holder"}, 60.0) == {}
     assert await storage.commit({"a": b"mine"}) == {}
     assert await other.acquire("a", "candidate", 60.0) is False
     await storage.release("a", "holder")

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .base import LeasingStorage, MemoryStorage, Storage
+from .copying import Copied, copy
 from .files import FileStorage
 
 if TYPE_CHECKING:
@@ -11,12 +12,14 @@ if TYPE_CHECKING:
     from .sqlite import SqliteStorage
 
 __all__ = [
+    "Copied",
     "FileStorage",
     "LeasingStorage",
     "MemoryStorage",
     "RedisStorage",
     "SqliteStorage",
     "Storage",
+    "copy",
     "storage_of",
 ]
 

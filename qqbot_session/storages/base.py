@@ -116,7 +116,7 @@ class LeasingStorage(Storage, Protocol):
         """
         ...
 
-    async def renew(self, held: Mapping[str, str], ttl: float) -> set[str]:
+    async def renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
         """Let leases end `ttl` seconds from now.
 
         A lease that the storage has forgotten before its end is set again: nobody can have had
@@ -126,7 +126,8 @@ class LeasingStorage(Storage, Protocol):
             held: the token of each account id.
 
         Returns:
-            The accounts whose lease is lost.
+            The failures per account id: a `LeaseLostError` where somebody else has the lease or
+            may have had it, any other error where it is not known. To raise is to fail for all.
         """
         ...
 

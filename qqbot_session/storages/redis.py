@@ -24,14 +24,16 @@ import math
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ..errors import LeaseLostError
 from .base import READ_LIMIT
 
 __all__ = ["RedisStorage"]
+
+_T = TypeVar("_T")
 
 _PAGE = 256  # records per call of a scan
 _KEYS_AT_ONCE = 500  # looked at per call of SCAN
@@ -102,10 +104,10 @@ local t, answers = redis.call('TIME'), {}
 local now = t[1] * 1000 + t[2] / 1000
 for i = 1, #KEYS do
   local held = redis.call('GET', KEYS[i])
-  if held and held ~= ARGV[2 * i] or now > tonumber(ARGV[2 * i + 1]) then answers[i] = 0
+  if held and held ~= ARGV[2 * i] or now > tonumber(ARGV[2 * i + 1]) then answers[i] = 1
   else
     redis.call('SET', KEYS[i], ARGV[2 * i], 'PX', ARGV[1])
-    answers[i] = 1
+    answers[i] = 0
   end
 end
 return answers
@@ -162,7 +164,9 @@ class RedisStorage:
         self._life = "" if expiry is None else max(1, round(expiry * 1000))
         self._name = secrets.token_hex(8).encode()
         self._number = 0  # of the latest write
-        self._latest: asyncio.Future[Any] | None = None
+        self._latest: asyncio.Future[Mapping[str, Exception]] | None = None
+        self._wanted: dict[bytes, None] | None = None  # to be read by the next call
+        self._reading: asyncio.Future[dict[bytes, Any]] | None = None
         self._clocks: dict[str, tuple[float, float]] = {}  # theirs less ours, and when it was asked
         self._tokens: dict[str, str] = {}  # of the leases acquired here
         self._until: dict[str, float] = {}  # monotonic; nobody else can have the lease before
@@ -177,7 +181,14 @@ class RedisStorage:
         Raises:
             OSError: it cannot be read; `TimeoutError` and `ConnectionError` are such.
         """
-        (found,) = await self._read([self._key(account_id)])
+        key = self._key(account_id)
+        if self._wanted is None or len(self._wanted) >= _PAGE:
+            self._wanted = {}
+            self._reading = asyncio.ensure_future(self._read_after(self._reading, self._wanted))
+        self._wanted[key] = None
+        reading = self._reading
+        assert reading is not None
+        found = (await _outcome_of(reading))[key]
         if isinstance(found, list):
             raise OSError(f"the record of {account_id!r} cannot be read: {_text(found[0])}")
         return None if found == 0 else found
@@ -192,10 +203,8 @@ class RedisStorage:
         Raises:
             OSError: nothing may be taken as written.
         """
-        task = asyncio.ensure_future(self._commit_after(self._latest, dict(changes)))
-        task.add_done_callback(_retrieve)
-        self._latest = task
-        return await asyncio.shield(task)
+        self._latest = asyncio.ensure_future(self._commit_after(self._latest, dict(changes)))
+        return await _outcome_of(self._latest)
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield every account id with its record; what is no string is none of ours."""
@@ -233,20 +242,13 @@ class RedisStorage:
             self._until[account_id] = time.monotonic() + left / 1000
         return bool(left < 0)
 
-    async def renew(self, held: Mapping[str, str], ttl: float) -> set[str]:
-        """Let leases end `ttl` seconds from now; return the accounts whose lease is lost."""
+    async def renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
+        """Let leases end `ttl` seconds from now; return why each that did not is lost."""
         asked = time.monotonic()
-        groups = self._groups(held)
-        answers = await asyncio.gather(*[self._renew(group, held, ttl, asked) for group in groups])
-        lost = {
-            account_id
-            for group, answer in zip(groups, answers, strict=True)
-            for account_id, granted in zip(group, answer, strict=True)
-            if not granted
-        }
-        for account_id in held.keys() - lost:
+        failures = await self._each_group(held, lambda ids: self._renew(ids, held, ttl, asked))
+        for account_id in held.keys() - failures.keys():
             self._until[account_id] = asked + ttl
-        return lost
+        return failures
 
     async def release(self, account_id: str, token: str) -> None:
         """Give the lease up."""
@@ -325,6 +327,26 @@ class RedisStorage:
     def _is_cluster(self) -> bool:
         return hasattr(self._client, "get_node_from_key")
 
+    async def _each_group(
+        self,
+        account_ids: Iterable[str],
+        call: Callable[[list[str]], Awaitable[Mapping[str, Exception]]],
+    ) -> Mapping[str, Exception]:
+        """Return the failures of all calls; if there is only one, what it raises is raised."""
+        groups = self._groups(account_ids)
+        if len(groups) == 1:
+            return await call(groups[0])
+        answers = await asyncio.gather(*map(call, groups), return_exceptions=True)
+        failures: dict[str, Exception] = {}
+        for group, answer in zip(groups, answers, strict=True):
+            if isinstance(answer, Exception):
+                failures |= dict.fromkeys(group, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                failures |= answer
+        return failures
+
     async def _read(self, keys: Sequence[bytes]) -> list[Any]:
         async def read(some: Sequence[bytes]) -> list[Any]:
             async with self._in_time():
@@ -334,6 +356,19 @@ class RedisStorage:
         if not self._is_cluster:
             return await read(keys)
         return [data for (data,) in await asyncio.gather(*[read([key]) for key in keys])]
+
+    async def _read_after(
+        self, before: asyncio.Future[dict[bytes, Any]] | None, wanted: dict[bytes, None]
+    ) -> dict[bytes, Any]:
+        """Read in one call what is asked for at about the same time, as when a fleet starts."""
+        await asyncio.sleep(0)  # who else is to be read in this turn of the loop?
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+            if not before.cancelled() and (error := before.exception()):
+                raise error  # a server that hangs costs one time-out, however many wait
+        if self._wanted is wanted:
+            self._wanted = None
+        return dict(zip(wanted, await self._read(list(wanted)), strict=True))
 
     async def _keys(self) -> AsyncIterator[list[bytes]]:
         pattern = _literally(self._prefix) + b"{*}"
@@ -374,22 +409,9 @@ class RedisStorage:
         if before is not None:
             await asyncio.wait([before])
         self._number += 1
-        groups = self._groups(changes)
-        if len(groups) == 1:
-            return await self._write({id_: changes[id_] for id_ in groups[0]})
-        answers = await asyncio.gather(
-            *[self._write({id_: changes[id_] for id_ in group}) for group in groups],
-            return_exceptions=True,
+        return await self._each_group(
+            changes, lambda ids: self._write({id_: changes[id_] for id_ in ids})
         )
-        failures: dict[str, Exception] = {}
-        for group, answer in zip(groups, answers, strict=True):
-            if isinstance(answer, Exception):
-                failures |= dict.fromkeys(group, answer)
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                failures |= answer
-        return failures
 
     async def _write(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         """Write what one call can; all of it has failed if this raises."""
@@ -407,15 +429,11 @@ class RedisStorage:
             head = (self._number, life, deadline, self._life)
             answer = await self._call(_WRITE, [order, *keys], (*head, *values))
             _raise_if_none_is_written(answer)
-        return {
-            account_id: LeaseLostError(_REFUSED[code].format(account_id))
-            for account_id, code in zip(changes, answer, strict=True)
-            if code
-        }
+        return _refusals(changes, answer)
 
     async def _renew(
         self, group: Sequence[str], held: Mapping[str, str], ttl: float, asked: float
-    ) -> list[int]:
+    ) -> Mapping[str, Exception]:
         keys = [self._lease(account_id) for account_id in group]
         async with self._in_time():
             offset = await self._offset(keys[0])
@@ -423,14 +441,22 @@ class RedisStorage:
             for account_id in group:
                 until = min(self._until.get(account_id, asked), asked + self._timeout)
                 values += (held[account_id], int((offset + until) * 1000))
-            answer: list[int] = await self._call(_RENEW, keys, values)
-        return answer
+            answer = await self._call(_RENEW, keys, values)
+        return _refusals(group, answer)
 
 
 _REFUSED = {
     1: "the lease of {0!r} is not ours",
     3: "the server has forgotten the lease of {0!r}",
 }
+
+
+def _refusals(account_ids: Iterable[str], codes: Iterable[int]) -> dict[str, Exception]:
+    return {
+        account_id: LeaseLostError(_REFUSED[code].format(account_id))
+        for account_id, code in zip(account_ids, codes, strict=True)
+        if code
+    }
 
 
 def _raise_if_none_is_written(answer: Any) -> None:
@@ -445,8 +471,17 @@ class _ServerError(Exception):
     """The server said no, as to a full memory."""
 
 
-def _retrieve(task: asyncio.Future[Any]) -> None:
-    """Look at the error of a task whose caller may have been cancelled."""
+async def _outcome_of(task: asyncio.Future[_T]) -> _T:
+    """Wait for a task that goes on when its waiters are cancelled, but not the other way round."""
+    task.add_done_callback(_look_at)
+    await asyncio.wait([task])
+    if task.cancelled():  # by somebody who cancels all there is
+        raise ConnectionError("the call was cancelled")
+    return task.result()
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Take notice of the error of a task whose waiters may all have been cancelled."""
     if not task.cancelled():
         task.exception()
 

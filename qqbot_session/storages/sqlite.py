@@ -27,20 +27,19 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from ..errors import LeaseLostError
-from .base import READ_LIMIT
+from .base import READ_LIMIT, NotRegularError
 
 __all__ = ["NotOurDatabaseError", "SqliteStorage"]
 
 _T = TypeVar("_T")
 _Thread = Literal["writer", "reader"]
 _File = tuple[int, int] | None  # device and inode
-_Refused = dict[str, Exception]
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ _REMEMBER = "INSERT INTO leases VALUES (?1, ?2, ?3 + ?4, ?4) ON CONFLICT (accoun
 _RELEASE = "UPDATE leases SET token = '', ends = 0 WHERE account_id = ? AND token = ?"
 
 
-class NotOurDatabaseError(sqlite3.DatabaseError):
+class NotOurDatabaseError(NotRegularError):
     """Something else than a database of ours stands at the path; it is left alone."""
 
 
@@ -193,8 +192,8 @@ class SqliteStorage:
         """Take the account's lease, unless somebody else on this machine holds it."""
         return await self._hop("writer", self._acquire, account_id, token, ttl)
 
-    async def renew(self, held: Mapping[str, str], ttl: float) -> set[str]:
-        """Let leases end `ttl` seconds from now; return the accounts whose lease is lost."""
+    async def renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
+        """Let leases end `ttl` seconds from now; return why each that did not is lost."""
         return await self._hop("writer", self._renew, held, ttl)
 
     async def release(self, account_id: str, token: str) -> None:
@@ -272,7 +271,7 @@ class SqliteStorage:
     def _write(
         self, connection: sqlite3.Connection, changes: Mapping[str, bytes | None]
     ) -> Mapping[str, Exception]:
-        refused: _Refused = {}
+        refused: dict[str, Exception] = {}
         for some in _pieces(list(changes)):
             refused |= self._refused(connection, some)
         may = [(id_, data) for id_, data in changes.items() if id_ not in refused]
@@ -294,17 +293,16 @@ class SqliteStorage:
         values += (now, now)
         return connection.execute(_upsert_of(len(kept)), values).rowcount
 
-    def _refused(self, connection: sqlite3.Connection, account_ids: Sequence[str]) -> _Refused:
+    def _refused(
+        self, connection: sqlite3.Connection, account_ids: Sequence[str]
+    ) -> Mapping[str, Exception]:
         values: list[Any] = []
         for account_id in account_ids:
             values += (account_id, self._tokens.get(account_id))
         now = time.monotonic()
         marks = ", ".join(["(?, ?)"] * len(account_ids))
         query = f"SELECT column1 FROM (VALUES {marks}) WHERE NOT ({_MAY_WRITE})"
-        return {
-            account_id: LeaseLostError(f"the lease of {account_id!r} is not ours")
-            for (account_id,) in connection.execute(query, [*values, now, now])
-        }
+        return _not_ours(id_ for (id_,) in connection.execute(query, [*values, now, now]))
 
     def _acquire(self, account_id: str, token: str, ttl: float) -> bool:
         def acquire(connection: sqlite3.Connection) -> bool:
@@ -331,7 +329,7 @@ class SqliteStorage:
         self._until[account_id] = ends
         return True
 
-    def _renew(self, held: Mapping[str, str], ttl: float) -> set[str]:
+    def _renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
         def renew(connection: sqlite3.Connection) -> set[str]:
             lost = set()
             with _transaction(connection):
@@ -349,7 +347,7 @@ class SqliteStorage:
         lost = self._database.run("writer", renew, set(held))
         for account_id in held.keys() - lost:
             self._until[account_id] = asked + ttl
-        return lost
+        return _not_ours(lost)
 
     def _release(self, account_id: str, token: str) -> None:
         if self._tokens.get(account_id) == token:
@@ -397,7 +395,7 @@ class _Database:
         except sqlite3.DatabaseError as error:
             if name == "writer" and _code(error) in _DAMAGED:
                 self.set_aside(error)
-            elif _code(error) in _BUSY or isinstance(error, NotOurDatabaseError):
+            elif _code(error) in _BUSY:
                 raise
             else:  # the next attempt opens it anew, whatever this was
                 self.close()
@@ -565,6 +563,10 @@ def _has_log(connection: sqlite3.Connection, real: str) -> bool:
 def _number(connection: sqlite3.Connection, pragma: str) -> int:
     (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
     return int(value)
+
+
+def _not_ours(account_ids: Iterable[str]) -> dict[str, Exception]:
+    return {id_: LeaseLostError(f"the lease of {id_!r} is not ours") for id_ in account_ids}
 
 
 @lru_cache(_ROWS)
