@@ -436,7 +436,7 @@ class GroupCommit:
             if account.born is None:
                 account.born = now
             keeper.ended = now
-            if account_id in failures:
+            if account_id in failures and account.unsaved:  # it may have been forgotten meanwhile
                 delay = self._note_failure(account_id, failures[account_id])
             else:
                 self._ledger.acknowledge(account)

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ..errors import LeaseLostError
-from .base import READ_LIMIT
+from .base import READ_LIMIT, is_of
 
 __all__ = ["RedisStorage"]
 
@@ -215,8 +215,9 @@ class RedisStorage:
             for start in range(0, len(new), _PAGE):
                 some = new[start : start + _PAGE]
                 for key, data in zip(some, await self._read(some), strict=True):
-                    if isinstance(data, bytes):
-                        yield self._account_of(key), data
+                    account_id = self._account_of(key)
+                    if isinstance(data, bytes) and is_of(account_id, data):
+                        yield account_id, data
 
     async def discard(self, key: str, expected: bytes) -> bool:
         """Delete a record if it is still `expected`."""

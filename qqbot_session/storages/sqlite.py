@@ -33,7 +33,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from ..errors import LeaseLostError
-from .base import READ_LIMIT, NotRegularError
+from .base import READ_LIMIT, NotRegularError, is_of
 
 __all__ = ["NotOurDatabaseError", "SqliteStorage"]
 
@@ -172,13 +172,11 @@ class SqliteStorage:
             sqlite3.Error, OSError: it cannot be read to its end. A corrupt database has then been
                 set aside.
         """
-        after = -(2**63)
-        while page := await self._hop("reader", self._page, after):
-            for _, account_id, data in page:
-                yield account_id, data
-            if len(page) < _PAGE:
-                return
-            after = page[-1][0]
+        after: int | None = -(2**63)
+        while after is not None:
+            page, after = await self._hop("reader", self._page, after)
+            for item in page:
+                yield item
 
     async def discard(self, key: str, expected: bytes) -> bool:
         """Delete a record if it is still `expected`."""
@@ -206,8 +204,13 @@ class SqliteStorage:
             return
         threads, self._threads = self._threads, {}
         self._retired |= threads
+        if not threading.main_thread().is_alive():
+            self._database.close()
+            return
+        loop = asyncio.get_running_loop()
         closing = [
-            _on_thread(executor, self._database.close, name) for name, executor in threads.items()
+            loop.run_in_executor(executor, self._database.close, name)
+            for name, executor in threads.items()
         ]
         for executor in threads.values():
             executor.shutdown(wait=False)
@@ -218,13 +221,15 @@ class SqliteStorage:
             self._process = os.getpid()
             self._threads, self._retired = {}, {}
             self._database.abandon()
+        if not threading.main_thread().is_alive():  # `atexit`: no thread can be had any more
+            return function(*args)
         executor = self._threads.get(name)
         if executor is None:
             executor = ThreadPoolExecutor(1, f"qqbot_session-sqlite-{name}")
             self._threads[name] = executor
             if name in self._retired:  # what it has still to do comes first
                 executor.submit(self._retired.pop(name).shutdown)
-        return await _on_thread(executor, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
 
     # From here on: on a thread.
 
@@ -235,17 +240,21 @@ class SqliteStorage:
 
         return self._database.run("reader", read, None)
 
-    def _page(self, after: int) -> list[tuple[int, str, bytes]]:
+    def _page(self, after: int) -> tuple[list[tuple[str, bytes]], int | None]:
+        """Return some records, and after which row the next ones are if there may be any."""
+
         def read(connection: sqlite3.Connection) -> list[tuple[int, str, bytes]]:
             return connection.execute(_SCAN, (after,)).fetchall()
 
         try:
-            return self._database.run("reader", read, [])
+            rows: list[tuple[int, str, bytes]] = self._database.run("reader", read, [])
         except sqlite3.DatabaseError as error:
             # Whoever has a session writes it again at its next event; nobody could list it here.
             if _code(error) in _DAMAGED:
                 self._database.set_aside(error)
             raise
+        found = [(account_id, data) for _, account_id, data in rows if is_of(account_id, data)]
+        return found, rows[-1][0] if len(rows) == _PAGE else None
 
     def _discard(self, key: str, expected: bytes) -> bool:
         def discard(connection: sqlite3.Connection) -> bool:
@@ -509,24 +518,6 @@ class _Database:
 
 
 _inherited: list[sqlite3.Connection] = []
-
-
-def _on_thread(
-    executor: ThreadPoolExecutor, function: Callable[..., _T], *args: object
-) -> asyncio.Future[_T]:
-    loop = asyncio.get_running_loop()
-    try:
-        return loop.run_in_executor(executor, function, *args)
-    except RuntimeError as error:
-        if not str(error).startswith("cannot schedule new futures after"):
-            raise
-    # From `atexit`: there are no threads any more, and there is nobody to keep waiting.
-    done: asyncio.Future[_T] = loop.create_future()
-    try:
-        done.set_result(function(*args))
-    except Exception as error:  # noqa: BLE001 - for whoever awaits it
-        done.set_exception(error)
-    return done
 
 
 def _prepare(connection: sqlite3.Connection, real: str) -> None:

@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager
 from functools import wraps
 
 from ..errors import LeaseLostError
-from ..state import MAX_RECORD_BYTES
+from ..state import MAX_RECORD_BYTES, SessionState, encode
 from ..storages.base import READ_LIMIT, LeasingStorage, Storage
 
 __all__ = ["CHECKS", "LEASING_CHECKS", "ODD_IDS", "Check", "Opener"]
@@ -291,6 +291,18 @@ async def a_scan_that_is_broken_off_leaves_nothing_behind(open_storage: Opener) 
     await records.aclose()  # type: ignore[attr-defined]
     assert await storage.commit({"a0": None}) == {}
     assert len(await _contents(storage)) == 199
+
+
+@_check
+async def a_record_of_another_account_is_not_listed(open_storage: Opener) -> None:
+    """As nobody could load it; a corrupt one, which names nobody, is listed and can go."""
+    # promise 3
+    storage = open_storage()
+    states = [SessionState(account_id=name, session_id="s", last_seq=1) for name in ("a", 'b"中')]
+    own = {state.account_id: encode(state, 1, 1000.0) for state in states}
+    await storage.commit({**own, "c": own["a"], "d": b"{}", "e": own['b"中']})
+    assert await _contents(storage) == sorted([*own.values(), b"{}"])
+    assert await storage.read("c") == own["a"]
 
 
 @_check
