@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Mapping
 from itertools import islice
 
@@ -24,7 +24,7 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class RecentEvents:
-    """The events handled last, oldest first.
+    """The events handled last.
 
     Attributes:
         limit: how many are written down; 0 = none, and nothing is known.
@@ -34,8 +34,10 @@ class RecentEvents:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.changes = 0
-        self._names: dict[str, str] = {}  # name -> its digest, empty until it is needed
-        self._restored: OrderedDict[str, None] = OrderedDict()  # digests, older than every name
+        self._names: dict[str, None] = {}  # oldest first
+        self._restored: frozenset[str] = frozenset()  # digests, until they are too old
+        self._digests: deque[str] = deque(maxlen=limit)  # oldest first, all but those of `_new`
+        self._new: list[str] = []  # names whose digests were not needed yet
 
     def __contains__(self, name: str) -> bool:
         return name in self._names or (bool(self._restored) and _digest(name) in self._restored)
@@ -55,23 +57,25 @@ class RecentEvents:
         if name in self._names:
             return
         self.changes += 1
-        self._names[name] = ""
-        if self._restored and len(self._restored) + len(self._names) > self.limit:
-            self._restored.popitem(last=False)
-        elif len(self._names) > 2 * self.limit:
-            self._names = dict(islice(self._names.items(), self.limit, None))
+        self._names[name] = None
+        self._new.append(name)
+        if len(self._names) > 2 * self.limit:  # seldom, and so cheaper than one by one
+            self._names = dict.fromkeys(islice(self._names, self.limit, None))
+            del self._new[: -self.limit]
+        if self._restored and len(self._names) >= self.limit:
+            self._restored = frozenset()
 
     def text(self) -> str:
         """Return the digests, for `restore`."""
-        names = list(islice(reversed(self._names), self.limit))
-        for name in names:
-            self._names[name] = self._names[name] or _digest(name)
-        return " ".join([*self._restored, *(self._names[name] for name in reversed(names))])
+        self._digests.extend(map(_digest, self._new[-self.limit :]))
+        self._new.clear()
+        return " ".join(self._digests)
 
     def restore(self, text: object) -> None:
         """Take what `text` gave; anything else is ignored."""
-        words = text.split(" ") if isinstance(text, str) and self.limit else []
-        self._restored = OrderedDict.fromkeys(filter(_DIGEST.fullmatch, words[-self.limit :]))
+        words = text.split(" ") if isinstance(text, str) else []
+        self._digests.extend(filter(_DIGEST.fullmatch, words))
+        self._restored = frozenset(self._digests)
         self.changes += 1
 
 
