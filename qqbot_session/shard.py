@@ -433,8 +433,7 @@ class ShardRunner:
     # Small things
 
     def _record(self) -> None:
-        with contextlib.suppress(StopIteration):  # it never suspends
-            self._store.record(self._gateway).send(None)
+        self._store.record_nowait(self._gateway)
 
     def _now(self) -> float:
         return self._epoch + asyncio.get_running_loop().time()
