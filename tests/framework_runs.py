@@ -71,9 +71,11 @@ class Bot:
     said: list[dict[str, Any]] = field(default_factory=list)
     printed: list[str] = field(default_factory=list)
     process: asyncio.subprocess.Process | None = None
+    port: int = 0  # where a bot that has webhooks listens
 
     async def start(self, longest: float = 0.3) -> None:
         """Start a life in which a handler takes up to `longest` seconds."""
+        self.port = _free_port()
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(PROGRAMS)]),
             "PYTHONUNBUFFERED": "1",
@@ -85,7 +87,7 @@ class Bot:
             "QQ_SESSIONS": str(self.sessions),
             "BUILD": self.build.how,
             "LONGEST": str(longest),
-            "PORT": str(_free_port()),
+            "PORT": str(self.port),
         }
         self.process = await asyncio.create_subprocess_exec(
             python_of(self.build.environment),

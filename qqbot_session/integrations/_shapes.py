@@ -6,6 +6,7 @@ a word. So the module refuses to be imported instead, in one sentence.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -18,7 +19,7 @@ def require(
     """Check that `owner` has these methods, with these as their first parameters.
 
     Args:
-        package: the import name, such as `botpy`.
+        package: a distribution's name, or an import name that several have, such as `botpy`.
         owner: the class, or the module, that has the hooks.
         hooks: from a method's name to its parameters' names, without `self`.
         integration: the module that needs them.
@@ -56,7 +57,9 @@ def _takes(hook: Any, parameters: tuple[str, ...]) -> bool:
 
 
 def _versions(package: str) -> str:
-    """Name what is installed under an import name: several distributions may share it."""
+    """Name what is installed: a distribution, or those that share an import name."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return f"{package} {metadata.version(package)}"
     names = metadata.packages_distributions().get(package, [])
     found = [f"{name} {metadata.version(name)}" for name in sorted(set(names))]
-    return " and ".join(found) or f"this {package}"
+    return " or ".join(found) or f"this {package}"

@@ -49,8 +49,8 @@ _FIELDS = (
     "on_message_event",
     "on_interaction_event",
 )
-require_fields("qqbot_agent_sdk", WSCallbacks, _FIELDS, _HERE)
-require("qqbot_agent_sdk", QQWebSocket, {"start": ("gateway_url", "main_loop")}, _HERE)
+require_fields("qqbot-agent-sdk", WSCallbacks, _FIELDS, _HERE)
+require("qqbot-agent-sdk", QQWebSocket, {"start": ("gateway_url", "main_loop")}, _HERE)
 
 _log = logging.getLogger("qqbot_session")
 

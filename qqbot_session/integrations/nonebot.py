@@ -44,7 +44,7 @@ from ._shapes import require
 
 _HERE = "qqbot_session.integrations.nonebot"
 require(
-    "nonebot",
+    "nonebot-adapter-qq",
     qq.Adapter,
     {
         "_forward_ws": ("bot", "ws_url", "shard"),
@@ -54,7 +54,7 @@ require(
     },
     _HERE,
 )
-require("nonebot", Bot, {"get_access_token": (), "me": (), "shard_url_get": ()}, _HERE)
+require("nonebot-adapter-qq", Bot, {"get_access_token": (), "me": (), "shard_url_get": ()}, _HERE)
 
 _TIMEOUT = Timeout(connect=10.0, read=None, close=2.0)  # seconds; heartbeats find a dead line
 

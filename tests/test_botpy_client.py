@@ -1,0 +1,260 @@
+"""`qqbot_session.integrations.botpy` in a process that has a loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from qqbot_session import AsyncSessionStore, GatewayRefusedError
+from qqbot_session.testing import LocalGateway
+
+botpy = pytest.importorskip("botpy")
+integration = pytest.importorskip("qqbot_session.integrations.botpy")
+SessionMixin, remember = integration.SessionMixin, integration.remember
+
+pytestmark = [
+    pytest.mark.real_time,
+    pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning"),
+]
+
+Work = Callable[[Any], Awaitable[object]]
+
+
+class Client(botpy.Client):
+    """A client whose work a test gives."""
+
+    def __init__(self, work: Work, **arguments: Any) -> None:
+        intents = botpy.Intents(public_messages=True)
+        super().__init__(intents=intents, bot_log=None, ext_handlers=False, **arguments)
+        self.work = work
+        self.told: list[str] = []
+        self._news = asyncio.Condition()
+
+    async def on_ready(self) -> None:
+        await self._tell("ready")
+
+    async def on_resumed(self) -> None:
+        await self._tell("resumed")
+
+    async def on_error(self, event_method: str, *args: Any, **kwargs: Any) -> None:
+        await self._tell(f"error in {event_method}")
+
+    async def on_c2c_message_create(self, message: Any) -> None:
+        await self._tell(message.content)
+        await self.work(message)
+
+    async def _tell(self, what: str) -> None:
+        self.told.append(what)
+        async with self._news:
+            self._news.notify_all()
+
+    async def hears(self, what: str) -> None:
+        """Wait until it was told so."""
+        async with asyncio.timeout(10), self._news:
+            await self._news.wait_for(lambda: what in self.told)
+
+
+class Resuming(SessionMixin, Client):
+    pass
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalGateway], None]:
+    """Return what leads botpy, whose addresses are fixed, to QQ on localhost."""
+
+    def lead(qq: LocalGateway) -> None:
+        async def update_access_token(self: Any) -> None:
+            body = {"appId": self.app_id, "clientSecret": self.secret}
+            async with aiohttp.ClientSession() as http, http.post(qq.token_url, json=body) as got:
+                answer = await got.json()
+            self.access_token = answer["access_token"]
+            self.expires_in = time.time() + int(answer["expires_in"])
+
+        scheme, domain = urlsplit(qq.api_url)[:2]
+        monkeypatch.setattr(botpy.robot.Token, "update_access_token", update_access_token)
+        monkeypatch.setattr(botpy.http.Route, "SCHEME", scheme)
+        monkeypatch.setattr(botpy.http.Route, "DOMAIN", domain)
+
+    return lead
+
+
+def starting(client: Any, qq: LocalGateway) -> asyncio.Task[Any]:
+    return asyncio.create_task(client.start(appid=qq.app_id, secret=qq.client_secret))
+
+
+async def emit(qq: LocalGateway, content: str) -> None:
+    await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message(content))
+
+
+async def nothing(message: Any) -> None:
+    """Be a handler that has nothing to do."""
+
+
+async def test_a_handler_that_closes_the_client_ends_it_and_is_handled(
+    local: Any, directory: Path
+) -> None:
+    """A bot with a "stop" command must not be told to stop again when it is started again."""
+    async with LocalGateway() as qq:
+        local(qq)
+
+        async def stop(message: Any) -> None:
+            await client.close()
+
+        client = Resuming(stop, sessions=directory)
+        running = starting(client, qq)
+        await client.hears("ready")
+        await emit(qq, "stop")
+        await asyncio.wait_for(running, 4)  # less than the grace
+        async with AsyncSessionStore(directory) as store:
+            (state,) = await store.load_all()
+        assert state.last_seq == 2
+
+
+async def test_an_event_whose_handler_was_cancelled_comes_again(
+    local: Any, directory: Path
+) -> None:
+    # promise 18
+    async def cancel(message: Any) -> None:
+        if message.content == "a":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    async with LocalGateway() as qq:
+        local(qq)
+        first = Resuming(cancel, sessions=directory)
+        running = starting(first, qq)
+        await first.hears("ready")
+        await emit(qq, "a")
+        await emit(qq, "b")
+        await first.hears("b")
+        await first.close()
+        await running
+        second = Resuming(nothing, sessions=directory)
+        running = starting(second, qq)
+        await second.hears("resumed")
+        await second.close()
+        await running
+        assert first.told == ["ready", "a", "b"]
+        assert second.told[0] == "ready"
+        assert sorted(second.told) == ["a", "ready", "resumed"]
+
+
+async def test_an_error_of_a_handler_is_botpys_to_tell(local: Any, directory: Path) -> None:
+    async def fail(message: Any) -> None:
+        raise LookupError(message.content)
+
+    async with LocalGateway() as qq:
+        local(qq)
+        client = Resuming(fail, sessions=directory)
+        running = starting(client, qq)
+        await client.hears("ready")
+        await emit(qq, "a")
+        await client.hears("error in on_c2c_message_create")
+        await client.close()
+        await running
+        assert client.told == ["ready", "a", "error in on_c2c_message_create"]
+
+
+async def test_a_client_may_be_started_again_and_says_once_that_it_is_ready(
+    local: Any, directory: Path
+) -> None:
+    """nanobot does so when `start` has ended or raised."""
+    async with LocalGateway() as qq:
+        local(qq)
+        client = remember(Client(nothing), directory)
+        for event in ("ready", "resumed"):
+            running = starting(client, qq)
+            await client.hears(event)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        await client.close()
+        assert client.told == ["ready", "resumed"]
+        assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+
+
+async def test_a_remembered_client_keeps_its_class_and_its_store(
+    local: Any, directory: Path
+) -> None:
+    async with LocalGateway() as qq, AsyncSessionStore(directory) as store:
+        local(qq)
+        client = Client(nothing)
+        assert remember(client, "elsewhere") is client
+        assert remember(client, store) is client
+        assert isinstance(client, Client)
+        assert type(client).__name__ == "Client"
+        assert type(client).__mro__.count(SessionMixin) == 1
+        running = starting(client, qq)
+        await client.hears("ready")
+        await client.close()
+        await running
+        assert len(await store.load_all()) == 1  # it is not closed
+        assert "elsewhere" not in os.listdir()  # noqa: PTH208 - one call
+
+
+async def test_a_refusal_ends_start_and_says_why(local: Any, directory: Path) -> None:
+    # promise 16
+    async with LocalGateway(shards=2) as qq:
+        local(qq)
+        client = Resuming(nothing, sessions=directory)
+        running = starting(client, qq)
+        await client.hears("ready")
+        await qq.close(4914)
+        with pytest.raises(GatewayRefusedError, match=r"102000000-\d-2: .* \(code 4914\)"):
+            await asyncio.wait_for(running, 4)
+        await client.close()
+
+
+async def test_a_bot_without_session_starts_resumes_all_the_same(
+    local: Any, directory: Path
+) -> None:
+    """botpy refuses to start, though a Resume costs none."""
+    async with LocalGateway(session_starts=1) as qq:
+        local(qq)
+        for event in ("ready", "resumed"):
+            client = Resuming(nothing, sessions=directory)
+            running = starting(client, qq)
+            await client.hears(event)
+            await client.close()
+            await running
+        assert qq.remaining() == 0
+        assert len(qq.resumes) == 1
+
+
+async def test_it_says_once_where_the_sessions_are_kept(
+    local: Any, directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("botpy"), "propagate", True)
+    async with LocalGateway() as qq:
+        local(qq)
+        client = Resuming(nothing, sessions=directory)
+        with caplog.at_level(logging.INFO, "botpy"):
+            running = starting(client, qq)
+            await client.hears("ready")
+            await client.close()
+            await running
+    (line,) = [record.getMessage() for record in caplog.records if "kept" in record.message]
+    assert str(directory) in line
+
+
+async def test_who_asks_for_the_coroutine_gets_it(local: Any, directory: Path) -> None:
+    async with LocalGateway() as qq:
+        local(qq)
+        client = Resuming(nothing, sessions=directory)
+        life = await client.start(qq.app_id, qq.client_secret, ret_coro=True)
+        assert qq.clients == []
+        running = asyncio.create_task(life)
+        await client.hears("ready")
+        await client.close()
+        await running

@@ -1,0 +1,111 @@
+"""Clients that somebody else wrote, and what only one of the frameworks has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import frameworks
+import pytest
+from framework_runs import Build, Outcome, bot_at_qq, emit, restart, slow_handlers
+
+from qqbot_session import AsyncSessionStore, SessionState
+
+pytestmark = pytest.mark.real_time
+
+
+def build(environment: str, program: str, how: str) -> Build:
+    if not frameworks.python_of(environment).exists():
+        pytest.skip(f"no environment: python tests/frameworks.py {environment}")
+    return Build(environment, f"framework_{program}", how)
+
+
+async def killed_and_terminated(bot: Build) -> tuple[Outcome, Outcome]:
+    runs = (restart(bot, number) for number in (signal.SIGKILL, signal.SIGTERM))
+    killed, terminated = await asyncio.gather(*runs)
+    return killed, terminated
+
+
+@pytest.mark.parametrize("shape", ["remembered", "queue remembered", "backoff remembered"])
+async def test_a_remembered_client_resumes_whatever_its_own_bot_connect_does(shape: str) -> None:
+    killed, terminated = await killed_and_terminated(build("botpy", "botpy", shape))
+    assert killed.lost == []
+    assert (terminated.lost, terminated.twice, terminated.status) == ([], [], 0)
+    for outcome in (killed, terminated):
+        assert (outcome.identifies, outcome.resumes) == (1, 1)
+
+
+@pytest.mark.parametrize("shape", ["queue", "backoff"])
+async def test_alone_such_a_client_loses_events(shape: str) -> None:
+    killed, _ = await killed_and_terminated(build("botpy", "botpy", shape))
+    assert killed.lost
+    assert killed.identifies == 2
+
+
+async def test_ctrl_c_ends_a_client_in_order_as_sigterm_does() -> None:
+    # promise 22
+    outcome = await restart(build("botpy", "botpy", "mixin"), signal.SIGINT)
+    assert (outcome.lost, outcome.twice, outcome.status) == ([], [], 0)
+
+
+async def test_behind_the_sdks_store_protocol_a_kill_loses_what_ran_and_no_more() -> None:
+    bot = build("botpy-sdk", "botpy", "our store")
+    killed, slow = await asyncio.gather(restart(bot, signal.SIGKILL), slow_handlers(bot))
+    assert max(killed.lost, default=0) <= 20  # nothing of what came while it was dead
+    assert (killed.identifies, killed.resumes) == (1, 1)
+    assert slow.lost  # as its docstring says: the mixin loses none
+
+
+async def test_nonebot_on_fastapi_keeps_its_number_when_a_webhook_brings_another() -> None:
+    bot_build = build("nonebot", "nonebot", "adapter ~fastapi+~httpx+~websockets")
+    async with bot_at_qq(bot_build) as (bot, qq):
+        await bot.start(longest=0.05)
+        await bot.online()
+        await emit(qq, [1, 2])
+        await bot.until(lambda bot: set(bot.handled) >= {1, 2})
+        body = {"op": 0, "s": 999, "t": "C2C_MESSAGE_CREATE", "id": "e", "d": qq.c2c_message("3")}
+        await asyncio.to_thread(post_webhook, bot.port, qq.app_id, body)
+        await bot.until(lambda bot: 3 in bot.handled)
+        await bot.stop(signal.SIGTERM)
+        kept = await kept_in(bot.sessions)
+        assert kept.last_seq == 3  # READY's is 1
+        assert sorted(bot.handled) == [1, 2, 3]
+
+
+def post_webhook(port: int, app_id: str, body: Any) -> None:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/qq/webhook",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "X-Bot-Appid": app_id},
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+async def kept_in(sessions: Path) -> SessionState:
+    async with AsyncSessionStore(sessions) as store:
+        (state,) = await store.load_all()
+    assert isinstance(state, SessionState)
+    return state
+
+
+async def test_nonebot_is_disconnected_when_its_last_shard_is_down() -> None:
+    bot_build = build("nonebot", "nonebot", "adapter ~none+~aiohttp")
+    async with bot_at_qq(bot_build, shards=2, heartbeat_interval=45.0) as (bot, qq):
+
+        def said(what: str) -> int:
+            return sum(line["what"] == what for line in bot.said)
+
+        await bot.start(longest=0.05)
+        await bot.online(2)
+        await qq.drop(shard=(0, 2))
+        await bot.online(3)
+        assert (said("ready"), said("disconnected")) == (1, 0)
+        await qq.drop()
+        await bot.online(5)
+        await bot.until(lambda _: said("ready") == 2)
+        assert (said("ready"), said("disconnected")) == (2, 1)
+        await bot.stop(signal.SIGTERM)
