@@ -77,7 +77,7 @@ async def test_two_hundred_lines_and_all_their_misfortunes_leave_nothing_behind(
     assert lines_in_memory() <= before[2]
     with contextlib.suppress(TimeoutError):  # sockets close in the loop's next turns
         async with asyncio.timeout(10):
-            while (len(asyncio.all_tasks()), descriptors()) != before[:2]:
+            while (len(asyncio.all_tasks()), descriptors()) != before[:2]:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     assert (len(asyncio.all_tasks()), descriptors()) == before[:2]
 

@@ -284,7 +284,7 @@ class LocalGateway(Settings, Samples):
         with contextlib.suppress(TimeoutError):
             await self.wait_for(lambda _: all(line.ended for line in lines), timeout=_HANG_UP)
         for line in lines:
-            stuck = line.frozen or line.transport.get_write_buffer_size()
+            stuck = line.transport.get_write_buffer_size()
             (line.transport.abort if stuck else line.transport.close)()
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
