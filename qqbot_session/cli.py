@@ -39,7 +39,7 @@ from typing import Any, NoReturn
 from . import doctor
 from .errors import InvalidRecordError
 from .state import SessionState, decode
-from .storages import FileStorage, Storage, storage_of
+from .storages import Copied, FileStorage, Storage, copy, storage_of
 from .store import AsyncSessionStore
 
 DONE, NEGATIVE, USAGE, UNREACHABLE, PARTLY, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -325,6 +325,29 @@ async def _cleanup(storage: Storage, options: argparse.Namespace) -> int:
     return DONE if removed >= len(garbage) else PARTLY
 
 
+async def _copy(options: argparse.Namespace) -> int:
+    source, target = _open(options.source), _open(options.target, may_be_new=True)
+    progress = _Progress()
+    try:
+        done = await copy(source, target, overwrite=options.overwrite, progress=progress)
+    finally:
+        progress.end()
+        await source.aclose()
+        await target.aclose()
+    for account, error in done.failures.items():
+        _say(f"{account}: failed: {error}")
+    if options.json:
+        failed = {account: str(error) for account, error in done.failures.items()}
+        counts = {name: getattr(done, name) for name in ("copied", "same", "kept", "unreadable")}
+        _print_json(counts | {"failed": failed})
+    else:
+        print(  # noqa: T201
+            f"copied {done.copied}; {done.same} were there already, {done.kept} are newer there, "
+            f"{done.unreadable} are no records"
+        )
+    return PARTLY if done.failures else DONE
+
+
 async def _doctor(storage: Storage, options: argparse.Namespace) -> int:
     findings = [finding async for finding in doctor.examine(storage, max_age=options.max_age)]
     if options.json:
@@ -394,6 +417,24 @@ def _extra(state: SessionState | None, *, full: bool) -> dict[str, Any]:
     return {
         name: extra[name] if len(text) <= 80 else f"{text[:79]}…" for name, text in texts.items()
     }
+
+
+class _Progress:
+    """A line on a terminal that says how far long work has come; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._last = 0.0
+
+    def __call__(self, done: Copied) -> None:
+        now = time.monotonic()
+        if self._shown and now - self._last > 0.2:
+            self._last = now
+            _say(f"\r{done.copied + done.same + done.kept} ", end="")
+
+    def end(self) -> None:
+        if self._last:
+            _say("\r\x1b[K", end="")
 
 
 # Printing
@@ -562,6 +603,10 @@ def _parser() -> argparse.ArgumentParser:
     clear.add_argument("--yes", action="store_true", help="do not ask")
     cleanup = command("cleanup", _cleanup, "Remove expired and corrupt records, and left-overs.")
     cleanup.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    copied = command("copy", _copy, "Copy every record into another storage; the newer one stays.")
+    copied.add_argument("source")
+    copied.add_argument("target")
+    copied.add_argument("--overwrite", action="store_true", help="also over newer records")
     command("doctor", _doctor, "Say what would keep sessions from being kept, and what to do.")
     return parser
 
@@ -611,6 +656,8 @@ _DEFAULTS = {"json": False, "full": False, "debug": False, "storage": None, "max
 
 async def _run(options: argparse.Namespace) -> int:
     function: Callable[..., Awaitable[int]] = options.function
+    if function is _copy:
+        return await _copy(options)
     where = options.storage or os.environ.get(_VARIABLE)
     if not where:
         raise _UsageError(f"which storage? Give --storage, or set {_VARIABLE}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from redis_server import RedisServer
 
 from qqbot_session import AsyncSessionStore, FileStorage, SessionState
 from qqbot_session.cli import main
@@ -293,6 +294,29 @@ def test_the_commands_work_over_a_database_alike(run: Run, tmp_path: Path) -> No
     assert run("show", "shop-1", storage=database).code == 1
     assert run("list", storage=f"sqlite:{tmp_path / 'typo.db'}").code == 3
     assert not (tmp_path / "typo.db").exists()
+
+
+def test_copy_moves_sessions_and_may_be_repeated(run: Run, sessions: Path, tmp_path: Path) -> None:
+    database = f"sqlite:{tmp_path / 'sessions.db'}"
+    first = run("copy", str(sessions), database, "--json")
+    assert (first.code, first.json["copied"], first.json["unreadable"]) == (0, 4, 1)
+    assert run("why", "shop-1", storage=database).code == 0
+    assert run("copy", str(sessions), database, "--json").json["same"] == 4
+    assert run("copy", str(tmp_path / "typo"), database).code == 3
+
+
+def test_doctor_asks_a_server_for_what_would_lose_sessions(run: Run) -> None:
+    pytest.importorskip("redis")
+    with RedisServer() as server:
+        lost = run("doctor", "--json", storage=server.url)
+        assert (lost.code, levels(lost)["settings"]) == (1, {"ok", "problem"})
+        assert run("list", storage=server.url).code == 0
+    with RedisServer(appendonly="yes") as server:
+        kept = run("doctor", "--json", storage=server.url)
+        assert (kept.code, levels(kept)["settings"]) == (0, {"ok"})
+    gone = run("doctor", "--json", storage=server.url)
+    assert (gone.code, levels(gone)["server"]) == (1, {"problem"})
+    assert run("list", storage=server.url).code == 3
 
 
 def test_doctor_does_not_touch_what_is_no_database(run: Run, tmp_path: Path) -> None:

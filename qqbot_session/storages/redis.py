@@ -278,6 +278,11 @@ class RedisStorage:
 
     # Calls
 
+    @property
+    def client(self) -> Any:
+        """The client, for what a storage does not do; closed here if it was made here."""
+        return self._redis()
+
     @contextlib.asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
         """Bound a call, and let its error be one that says something in a log."""
