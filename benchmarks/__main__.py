@@ -23,6 +23,7 @@ from ._measure import Row, Settings, journaled, machine, table
 
 QUESTIONS = (
     "hot_path",
+    "event",
     "first_save",
     "batch",
     "fleet",

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from qqbot_session import AsyncSessionStore, MemoryStorage
@@ -24,6 +26,7 @@ from qqbot_session.gateway import Connection, Dispatch, GatewaySession
 from ._measure import Row, Settings, main, no_collection, ratios, take_turns
 
 _EVENTS = 500  # per turn
+_MANY = 16_000
 _GROUP = 10  # turns whose median is one repeat
 _NOW = 1_800_000_000.0
 _AGAINST = "`json.loads` of the same event"
@@ -55,6 +58,7 @@ class Case:
     target: str = "<= 1.5"
     seq: int = 1
     running: deque[AbstractContextManager[None]] = field(default_factory=deque)
+    frames: deque[object] = field(default_factory=lambda: deque(maxlen=4 * _EVENTS))  # freed later
 
     def __post_init__(self) -> None:
         self.gateway = GatewaySession(
@@ -71,7 +75,9 @@ class Case:
     def frame(self) -> dict[str, Any]:
         self.seq += 2 if self.gaps else 1
         data = {**_EVENT["d"], "id": f"ROBOT1.0_{self.seq:032}"}
-        return {**_EVENT, "s": self.seq, "id": f"C2C_MESSAGE_CREATE:{self.seq:08}", "d": data}
+        frame = {**_EVENT, "s": self.seq, "id": f"C2C_MESSAGE_CREATE:{self.seq:08}", "d": data}
+        self.frames.append(frame)
+        return frame
 
     def begin(self, frame: dict[str, Any]) -> AbstractContextManager[None]:
         event = self.line.receive(frame, _NOW)
@@ -83,18 +89,21 @@ class Case:
     async def turn(self, store: AsyncSessionStore) -> float:
         """Return the seconds that so many events took."""
         frames = [self.frame() for _ in range(_EVENTS)]
-        line, gateway, running, in_flight = self.line, self.gateway, self.running, self.in_flight
+        line, gateway, running = self.line, self.gateway, self.running
         started = time.thread_time()
-        for frame in frames:
-            event = line.receive(frame, _NOW)
-            await store.record(gateway)
-            handling = gateway.handling(event)  # type: ignore[arg-type]
-            handling.__enter__()
-            if in_flight:
-                running.append(handling)
-                handling = running.popleft()
-            handling.__exit__(None, None, None)
-            await store.record(gateway)
+        if running:
+            for frame in frames:
+                running.append(self.begin(frame))
+                await store.record(gateway)
+                running.popleft().__exit__(None, None, None)
+                await store.record(gateway)
+        else:
+            for frame in frames:
+                event = line.receive(frame, _NOW)
+                await store.record(gateway)
+                with gateway.handling(event):  # type: ignore[arg-type]
+                    pass
+                await store.record(gateway)
         return time.thread_time() - started
 
     async def turn_without_store(self) -> float:
@@ -140,17 +149,22 @@ async def _events(settings: Settings) -> list[Row]:
     async with AsyncSessionStore(MemoryStorage()) as store:
         sides: dict[str, Callable[[], Awaitable[float]]] = {"base": _decode}
         for case in every:
-            sides[case.name] = _turn_of(case, store)
+            sides[case.name] = partial(case.turn, store)
         for case in parts:
             sides[case.name] = case.turn_without_store
-        sides["text"] = _receive_text
+        sides["text"] = partial(_turn_of_text, Case(name="text"))
         with no_collection():
             seen = await take_turns(sides, _GROUP * settings.repeats(10))
+            many = {"base": _decode, "many": partial(_any_order, Case(name="many", gaps=True))}
+            seen_many = await take_turns(many, settings.repeats(10))
     base = seen["base"]
     rows = [_row(case.name, seen[case.name], base, case.target) for case in every]
     rows.append(_row("receive and handling alone, healthy", seen[parts[0].name], base))
     rows.append(_row("the same, 512 remembered", seen[parts[1].name], base))
-    rows.append(_row("`receive` of the text, healthy: decoding included", seen["text"], base))
+    rows.append(_row("the same of the frame's text: decoding included", seen["text"], base))
+    values = ratios(seen_many["many"], seen_many["base"])
+    name = "16,000 open, come and ended in any order, gaps; shuffling included"
+    rows.append(Row(question=name, against=_AGAINST, values=values))
     return rows + [_state_row(case, settings) for case in asked]
 
 
@@ -158,8 +172,14 @@ def _row(name: str, values: list[float], base: list[float], target: str = "") ->
     return Row(question=name, against=_AGAINST, values=ratios(values, base, _GROUP), target=target)
 
 
-def _turn_of(case: Case, store: AsyncSessionStore) -> Callable[[], Awaitable[float]]:
-    return lambda: case.turn(store)
+async def _turn_of_text(case: Case) -> float:
+    texts = [json.dumps(case.frame()) for _ in range(_EVENTS)]
+    line, gateway = case.line, case.gateway
+    started = time.thread_time()
+    for text in texts:
+        with gateway.handling(line.receive(text, _NOW)):  # type: ignore[arg-type]
+            pass
+    return time.thread_time() - started
 
 
 async def _decode() -> float:
@@ -170,15 +190,16 @@ async def _decode() -> float:
     return time.thread_time() - started
 
 
-_line = Case(name="text").line
-
-
-async def _receive_text() -> float:
-    text, receive = _TEXT, _line.receive
+async def _any_order(case: Case) -> float:
+    """Let 16,000 events come out of order, and end in another; return the seconds of so many."""
+    frames = [case.frame() for _ in range(_MANY)]
+    random.shuffle(frames)
     started = time.thread_time()
-    for _ in range(_EVENTS):
-        receive(text, _NOW)
-    return time.thread_time() - started
+    handlings = [case.begin(frame) for frame in frames]
+    random.shuffle(handlings)
+    for handling in handlings:
+        handling.__exit__(None, None, None)
+    return (time.thread_time() - started) * _EVENTS / _MANY
 
 
 def _state_row(case: Case, settings: Settings) -> Row:

@@ -449,6 +449,7 @@ class GatewaySession:
         TypeError, ValueError: an argument is wrong; the error names it.
 
     Attributes:
+        account_id: the key of the record.
         generation: unique in the process, and higher than that of every `GatewaySession` made
             before: what an older one of the account says is out of date.
         turn: changes with what a crash must not undo: the session and the count of its Resumes.
@@ -499,6 +500,7 @@ class GatewaySession:
         self._kept = SessionState(
             account_id=account_id, app_id=app_id, intents=intents, shard=shard
         )
+        self.account_id = self._kept.account_id
         _check_room(self._kept)
         if resume is not None:
             self._restore(resume)
@@ -510,11 +512,6 @@ class GatewaySession:
             f"session={None if session_id is None else session_id[:4] + '…'!r} "
             f"received={self.received} settled={self.settled}>"
         )
-
-    @property
-    def account_id(self) -> str:
-        """The key of the record."""
-        return self._kept.account_id
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -706,7 +703,9 @@ class GatewaySession:
     ) -> Dispatch:
         watermark, recent = self._watermark, self._recent
         name = recent.name(kind, event_id, data) if recent.limit else None
-        handled = name is not None and name in recent
+        handled = name is not None and bool(
+            name in recent.names or (recent.restored and name in recent)
+        )
         if seq is not None:
             needed = watermark.receive(seq)
             if handled:
@@ -752,9 +751,11 @@ class _Handling(AbstractContextManager[None]):
         self._event = event
 
     def __enter__(self) -> None:
-        self._gateway.begin(self._event)
+        event = self._event
+        if event.seq is not None and not event.already_handled:
+            self._gateway._watermark.begin(event.seq, event.generation)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         gateway = self._gateway
         if kind is None or (issubclass(kind, Exception) and not gateway._keeps_failed):
             gateway.settle(self._event)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Mapping
 from itertools import islice
 
@@ -24,21 +24,28 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class RecentEvents:
-    """The events handled last, oldest first.
+    """The events handled last.
 
     Attributes:
         limit: how many are written down; 0 = none, and nothing is known.
-        changes: how often what `text` says has changed.
+        names: those that were handled in this process, oldest first; not all that are known.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.changes = 0
-        self._names: dict[str, str] = {}  # name -> its digest, empty until it is needed
-        self._restored: OrderedDict[str, None] = OrderedDict()  # digests, older than every name
+        self.names: dict[str, None] = {}  # oldest first
+        self.restored: frozenset[str] = frozenset()  # digests, until they are too old
+        self._digests: deque[str] = deque(maxlen=limit)  # oldest first, all but those of `_new`
+        self._new: list[str] = []  # names whose digests were not needed yet
+        self._written = 0  # names whose digests were
+
+    @property
+    def changes(self) -> int:
+        """How often what `text` says has changed."""
+        return self._written + len(self._new)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names or (bool(self._restored) and _digest(name) in self._restored)
+        return name in self.names or (bool(self.restored) and _digest(name) in self.restored)
 
     def name(self, kind: str, event_id: str | None, data: object) -> str | None:
         """Return what an event is known by, `None` without an id.
@@ -52,27 +59,34 @@ class RecentEvents:
         return f"{kind}:{name}" if name and isinstance(name, str) else None
 
     def add(self, name: str) -> None:
-        if name in self._names:
+        names = self.names
+        if name in names:
             return
-        self.changes += 1
-        self._names[name] = ""
-        if self._restored and len(self._restored) + len(self._names) > self.limit:
-            self._restored.popitem(last=False)
-        elif len(self._names) > 2 * self.limit:
-            self._names = dict(islice(self._names.items(), self.limit, None))
+        names[name] = None
+        self._new.append(name)
+        if len(names) > 2 * self.limit:  # seldom, and so cheaper than one by one
+            self._forget()
+        if self.restored and len(names) >= self.limit:
+            self.restored = frozenset()
 
     def text(self) -> str:
         """Return the digests, for `restore`."""
-        names = list(islice(reversed(self._names), self.limit))
-        for name in names:
-            self._names[name] = self._names[name] or _digest(name)
-        return " ".join([*self._restored, *(self._names[name] for name in reversed(names))])
+        self._digests.extend(map(_digest, self._new[-self.limit :]))
+        self._written += len(self._new)
+        self._new.clear()
+        return " ".join(self._digests)
 
     def restore(self, text: object) -> None:
         """Take what `text` gave; anything else is ignored."""
-        words = text.split(" ") if isinstance(text, str) and self.limit else []
-        self._restored = OrderedDict.fromkeys(filter(_DIGEST.fullmatch, words[-self.limit :]))
-        self.changes += 1
+        words = text.split(" ") if isinstance(text, str) else []
+        self._digests.extend(filter(_DIGEST.fullmatch, words))
+        self.restored = frozenset(self._digests)
+        self._written += 1
+
+    def _forget(self) -> None:
+        self.names = dict.fromkeys(islice(self.names, self.limit, None))
+        self._written += max(0, len(self._new) - self.limit)
+        del self._new[: -self.limit]
 
 
 def _digest(name: str) -> str:

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from collections import deque
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, islice
 from math import ceil, inf
 
 from .state import MAX_INTEGER
@@ -70,7 +71,10 @@ class Watermark:
         self.settled: int | None = None
         self._top = -1  # highest number received by this process
         self._open: dict[int, float] = {}  # number -> when to let it go; inf: none has begun it
-        self._queue: list[int] = []  # a heap of the open numbers, and of some that were
+        self._lowest = -1  # open number, or -1
+        self._queue: deque[int] = deque()  # ascending: the open numbers, and some that were
+        self._late: list[int] = []  # a heap: those that came after a higher one
+        self._sweep_at = MAX_RUNS  # length of either at which those no longer open are dropped
         self._used: dict[int, float] = {}  # seconds held before this delivery, if any
         self._failed: set[int] = set()  # open, but in nobody's hands
         self._runs = _Runs()
@@ -128,7 +132,9 @@ class Watermark:
         if self.received is None or seq > self.received:  # it has no history
             self.received = self._top = seq
             self._open[seq] = inf
-            heappush(self._queue, seq)
+            self._queue.append(seq)
+            if self._lowest < 0:
+                self._lowest = seq
             return True
         self._top = max(self._top, seq)
         if seq in self._open:
@@ -138,7 +144,10 @@ class Watermark:
             return False
         if self.settled is None or seq > self.settled:
             self._open[seq] = inf
-            heappush(self._queue, seq)
+            heappush(self._late, seq)
+            self._advance()
+            if len(self._late) > self._sweep_at:
+                self._sweep()
         return True  # a number at or below the mark is delivered, but never lowers the mark
 
     def begin(self, seq: int, generation: int) -> None:
@@ -159,11 +168,10 @@ class Watermark:
             self._used.pop(seq, None)
             self._failed.discard(seq)
         self._runs.add(seq)
-        queue = self._queue
-        if queue and queue[0] == seq and not self._still:
+        if seq == self._lowest:
             self._advance()
-        elif len(queue) > 2 * len(self._open) + MAX_RUNS:
-            self._queue = sorted(self._open)
+        elif len(self._queue) > self._sweep_at:
+            self._sweep()
 
     def fail(self, seq: int, generation: int) -> None:
         """Note that nobody handles this number any more: if it comes again, it needs handling."""
@@ -180,23 +188,23 @@ class Watermark:
         Args:
             now: seconds, on any clock.
         """
-        if self._now is not None and now > self._now:
-            self._clock += now - self._now
-        self._now = now
-        queue = self._queue
+        if now != self._now:
+            if self._now is not None and now > self._now:
+                self._clock += now - self._now
+            self._now = now
         if self._still:
             untold, self._untold = self._untold, ()
             return untold
-        if not queue or self._open[queue[0]] >= self._clock:
+        if self._lowest < 0 or self._open[self._lowest] >= self._clock:
             return ()
         released = []
-        while queue and self._open[lowest := queue[0]] < self._clock:
-            del self._open[lowest]
-            self._used.pop(lowest, None)
-            self._failed.discard(lowest)
-            self.settled = lowest  # all below it are settled or let go
+        while self._lowest >= 0 and self._open[self._lowest] < self._clock:
+            released.append(self._lowest)
+            del self._open[self._lowest]
+            self._used.pop(self._lowest, None)
+            self._failed.discard(self._lowest)
+            self.settled = self._lowest  # all below it are settled or let go
             self._advance()
-            released.append(lowest)
         return tuple(released)
 
     def is_settled(self, seq: int) -> bool:
@@ -216,13 +224,19 @@ class Watermark:
         """
         if self._limit == inf:
             return ""
-        numbers = sorted({**self._open, **self._used} if self._used else self._open)
-        used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in numbers[:MAX_STORED_HELD]]
+        used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in self._lowest_numbers()]
         while used and not used[-1][1]:
             used.pop()
         if self.settled is not None and not self.is_settled(self.settled):
             used.insert(0, (self.settled, 0))
         return ",".join([f"{seq}:{seconds}" for seq, seconds in used])
+
+    def _lowest_numbers(self) -> list[int]:
+        """Return the lowest open numbers, and those whose time was restored."""
+        queued = (seq for seq in self._queue if seq in self._open)
+        late = [seq for seq in self._late if seq in self._open]
+        numbers = {*islice(queued, MAX_STORED_HELD), *late, *self._used}
+        return sorted(numbers)[:MAX_STORED_HELD]
 
     def _used_by(self, seq: int) -> float:
         until = self._open.get(seq, inf)
@@ -236,13 +250,27 @@ class Watermark:
         self._open[seq] = inf
         return True
 
+    def _sweep(self) -> None:
+        self._queue, self._late = deque(sorted(self._open)), []
+        self._sweep_at = 2 * len(self._open) + MAX_RUNS
+
     def _advance(self) -> None:
+        """Find the lowest open number, and move the mark below it."""
+        queue, late, numbers = self._queue, self._late, self._open
+        if not numbers:
+            queue.clear()
+            late.clear()
+        while queue and queue[0] not in numbers:
+            queue.popleft()
+        while late and late[0] not in numbers:
+            heappop(late)
+        if queue and not (late and late[0] < queue[0]):
+            self._lowest = queue[0]
+        else:
+            self._lowest = late[0] if late else -1
         if self._still:
             return
-        queue = self._queue
-        while queue and queue[0] not in self._open:
-            heappop(queue)
-        best = self._runs.highest_below(queue[0]) if queue else self._top
+        best = self._top if self._lowest < 0 else self._runs.highest_below(self._lowest)
         if self.settled is None or best > self.settled:
             self.settled = best if best >= 0 else None
 
@@ -267,8 +295,13 @@ class _Runs:
             self.highs.append(high)
 
     def add(self, number: int) -> None:
-        if not self.highs or number > self.highs[-1]:
-            self.append(number, number)
+        highs = self.highs
+        if highs and highs[-1] + 1 == number:
+            highs[-1] = number
+            return
+        if not highs or number > highs[-1]:
+            self.lows.append(number)
+            highs.append(number)
         else:
             self._insert(number)
         if len(self.lows) > 2 * MAX_RUNS:

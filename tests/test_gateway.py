@@ -771,6 +771,65 @@ def test_a_restored_mark_stands_still_until_resumed() -> None:
 # State
 
 
+def test_the_turn_changes_with_what_a_crash_must_not_undo_and_with_nothing_else() -> None:
+    # promise 17
+    gateway = make()
+    turns = [gateway.turn]
+
+    def turned() -> bool:
+        turns.append(gateway.turn)
+        return turns[-1] > turns[-2]
+
+    gateway.handshake()
+    assert not turned()  # an Identify without a session changes nothing
+    gateway.receive(ready())
+    assert turned()
+    for seq in range(2, 9):
+        event = dispatch(gateway, message(seq))
+        gateway.settle(event)
+        gateway.receive({"op": 11})
+    assert not turned()
+    assert gateway.closed(None).next is RESUME
+    assert not turned()
+    gateway.handshake()
+    assert turned()  # a Resume was sent
+    assert dispatch(gateway, message(9)).replayed
+    assert turned()  # and answered
+    gateway.receive(resumed(10))
+    gateway.receive({"op": 9, "d": False})
+    assert turned()
+    gateway.closed(None)
+    assert not turned()
+    gateway.handshake()
+    gateway.receive(ready())
+    assert turned()
+    gateway.closed(4914)
+    assert turned()
+
+
+def test_a_resume_that_was_not_judged_is_written_down_as_not_counted() -> None:
+    # promise 17
+    gateway = identified(make())
+    gateway.handshake()
+    turn = gateway.turn
+    gateway.closed(4004)
+    assert gateway.turn > turn
+    assert gateway.state is not None
+    assert gateway.state.failed_resumes == 0
+
+
+def test_generations_rise_with_every_session_made() -> None:
+    # promise 18
+    generations = [make().generation for _ in range(5)]
+    assert generations == sorted(set(generations))
+    assert make().generation > generations[-1]
+
+
+def test_it_says_which_account_and_shard_it_is() -> None:
+    gateway = make(shard=(1, 4))
+    assert (gateway.account_id, gateway.shard) == ("bot", (1, 4))
+
+
 def test_the_state_is_the_same_object_until_something_changes() -> None:
     gateway = identified(make())
     state = gateway.state
@@ -878,6 +937,19 @@ def test_the_largest_memory_is_far_below_the_limit_of_extra() -> None:
 
 
 # Recent events
+
+
+def test_by_default_the_last_256_messages_are_known_again() -> None:
+    # promise 18: the same message a second time under another number, at once and after a restart
+    gateway = Driven("bot", app_id="app", intents=513)
+    identified(gateway)
+    handle(gateway, *range(2, 300))
+    assert dispatch(gateway, message(300, "m299")).already_handled
+    again = Driven("bot", app_id="app", intents=513, resume=gateway.state)
+    again.handshake()
+    known = [dispatch(again, message(n + 1000, f"m{n}")).already_handled for n in range(2, 300)]
+    assert known.count(True) == 256
+    assert all(known[-256:])
 
 
 def test_a_message_that_comes_again_with_a_new_number_is_known() -> None:
@@ -1148,7 +1220,9 @@ class Play:
         """Break the line, Resume, and be interrupted in the replay now and then."""
         self.gateway.closed(None)
         since = self.gateway.handshake("t", NOW)["d"]["seq"]
-        for seq in [seq for seq in self.history if seq > since]:
+        missed = [seq for seq in self.history if seq > since]
+        backwards = self.pick(st.booleans())  # nobody says in which order they come
+        for seq in reversed(missed) if backwards else missed:
             self.take(seq)
             if self.pick(st.booleans()):
                 self.end_one(well=True)
@@ -1164,6 +1238,11 @@ class Play:
         assert state is not None
         self.gateway = make(max_resumes=None, failed="keep", resume=decode(encode(state)))
         self.drop()
+
+    def check(self) -> None:
+        """Let no event lie at or below the mark that nobody has handled."""
+        mark = self.gateway.settled or 0
+        assert {seq for seq in self.history if seq <= mark} <= set(self.handled)
 
     def finish(self) -> None:
         """Let everything end well on a line that holds."""
@@ -1199,6 +1278,7 @@ def test_under_random_misfortune_no_event_is_lost_and_none_comes_twice_after_cle
                 play.saved = play.gateway.state
             case "k":
                 play.restart(play.saved)
+        play.check()
     play.finish()
     assert set(play.handled) == set(play.history)
     assert play.gateway.settled == play.gateway.received == play.top

@@ -37,7 +37,7 @@ from typing import ParamSpec, TypeVar
 import aiofiles.os
 
 from ..state import account_of
-from .base import READ_LIMIT, NotRegularError
+from .base import READ_LIMIT, NotRegularError, is_of
 from .names import file_name, is_record_name, other_names
 
 try:
@@ -224,6 +224,8 @@ class FileStorage:
             return function(*args, **kwargs)
         except OSError as error:
             _show(error, self.directory)
+            if isinstance(error, TimeoutError):  # asyncio makes it anew, of its arguments alone
+                error.args = (error.errno, f"{error.strerror}: {error.filename!r}")
             raise
 
     def _resolve(self) -> None:
@@ -249,10 +251,10 @@ class FileStorage:
     def _read(self, account_id: str) -> bytes | None:
         path = self._path(file_name(account_id))
         data = _read_file(path)
-        names = other_names(account_id)
-        if not names or (data and account_of(data) is not None):
+        others = other_names(account_id)
+        if not others or (data and account_of(data) is not None):
             return data
-        for name in names:
+        for name in others:
             if (other := self._owned(account_id, name)) is not None:
                 return other
         return _read_file(path)  # another process may have moved it between the looks
@@ -524,14 +526,10 @@ def _expanded(path: str) -> str:
 
 
 def _is_record(name: str, data: bytes) -> bool:
-    """Whether this is what `read` would return for some account id.
-
-    For almost all this is plain to see: to decode them as well would double what a listing costs.
-    """
-    if data.count(b"accountId") == 1 and b"\\" not in data:
-        account = re.search(rb'"accountId": "([A-Za-z0-9_-]{1,242})"', data)
-        if account and name == f"session-{account[1].decode()}.json":
-            return True
+    """Whether this is what `read` would return for some account id."""
+    stem = name.removeprefix("session-").removesuffix(".json")
+    if "." not in stem and is_of(stem, data):
+        return True
     account_id = account_of(data)
     return account_id is None or name == file_name(account_id) or name in other_names(account_id)
 

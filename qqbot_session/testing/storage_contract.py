@@ -282,6 +282,24 @@ async def scanning_bears_with_records_that_come_and_go(open_storage: Opener) -> 
 
 
 @_check
+async def a_scan_yields_what_reading_would_return_for_some_account(open_storage: Opener) -> None:
+    """Not a record that names another account; but a corrupt one, which names nobody."""
+    # promises 3, 12
+    storage = open_storage()
+    kept = {account_id: encode(SessionState(account_id=account_id)) for account_id in ODD_IDS[:30]}
+    corrupt = {"corrupt": b"{", "no-account": b"{}"}
+    copies = {
+        "copy": encode(SessionState(account_id="bot", session_id="s", last_seq=1)),
+        "nested": b'{"accountId": "bot", "copy": {"accountId": "nested"}}',
+        "escaped": b'{"acc\\u006funtId": "bot", "x": {"accountId": "escaped"}}',
+    }
+    assert await storage.commit({**kept, **corrupt, **copies}) == {}
+    assert await _contents(storage) == sorted([*kept.values(), *corrupt.values()])
+    for account_id, data in copies.items():
+        assert await storage.read(account_id) == data
+
+
+@_check
 async def a_scan_that_is_broken_off_leaves_nothing_behind(open_storage: Opener) -> None:
     storage = open_storage()
     await storage.commit({f"a{index}": b"x" for index in range(200)})
