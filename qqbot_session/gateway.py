@@ -327,7 +327,7 @@ class Connection:
         self._beat_at = now + (self._interval or _PATIENCE)
 
     def _run(self, now: float) -> None:
-        """The session stands: the first heartbeat goes out, if none has yet."""
+        """The session stands: a heartbeat goes out at once, unless one is on its way."""
         waited = self._deadline is not None and self._close_with is None
         self._phase, self._deadline = _Phase.RUNNING, None
         if waited and not self._unanswered:
@@ -608,6 +608,7 @@ class GatewaySession:
             raise TypeError(f"resume must be a SessionState or None, not {record!r}")
         if not self._owns(record):
             return
+        self._now = record.saved_at
         extra = dict(record.extra)
         above, held = extra.pop(_SETTLED_ABOVE, None), extra.pop(_HELD_SECONDS, None)
         self._recent.restore(extra.pop(_RECENT_EVENTS, None))

@@ -228,6 +228,15 @@ def test_the_age_is_off_by_default_and_counted_across_restarts() -> None:
     assert restarted(gateway, max_session_age=60.0).handshake("t", NOW + 61)["op"] == 2
 
 
+def test_a_restored_session_is_no_younger_than_its_record() -> None:
+    # promise 17: so that an Identify is known before the line is opened
+    record = SessionState(
+        account_id="bot", session_id="s", last_seq=5, established_at=NOW, saved_at=NOW + 61
+    )
+    assert make(resume=record, max_session_age=61.0).resumable
+    assert not make(resume=record, max_session_age=60.0).resumable
+
+
 def test_it_says_what_the_next_handshake_will_be() -> None:
     # promise 17
     assert not make().resumable
@@ -1200,10 +1209,11 @@ class Play:
     def emit(self) -> None:
         self.top += self.pick(st.integers(1, 3))
         self.history.append(self.top)
-        if not self.online or not self.pick(st.integers(0, 5)):
-            self.drop()  # the event was lost with the line
-        else:
+        self.online = self.online and bool(self.pick(st.integers(0, 5)))
+        if self.online:
             self.take(self.top)
+        elif self.pick(st.booleans()):  # it was lost with the line, which may not be seen at once
+            self.drop()
 
     def end_one(self, *, well: bool) -> None:
         if self.running:
@@ -1226,6 +1236,7 @@ class Play:
             self.take(seq)
             if self.pick(st.booleans()):
                 self.end_one(well=True)
+            self.check()
             self.online = bool(self.pick(st.integers(0, 9)))
             if not self.online:
                 return

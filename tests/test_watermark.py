@@ -89,6 +89,102 @@ def test_random_interleavings_agree_with_brute_force(data: st.DataObject) -> Non
         assert as_set(mark.above()) == {n for n in settled if n > floor}
 
 
+class Model:
+    """The rules, as plainly as can be: every number with what became of it."""
+
+    LIMIT = 10.0
+
+    def __init__(self) -> None:
+        self.mark = Watermark(max_held_seconds=self.LIMIT)
+        self.mark.release(0.0)
+        self.mark.resumed(1)
+        self.settled_up_to = 1
+        self.now = 0.0
+        self.received = {1}
+        self.settled = {1}
+        self.let_go: set[int] = set()
+        self.used: dict[int, float] = {}  # open numbers
+        self.running: set[int] = set()  # those whose time runs
+        self.failed: set[int] = set()
+        self.still = False
+
+    def receive(self, seq: int) -> None:
+        known = seq in self.settled or (seq in self.used and seq not in self.failed)
+        if seq in self.failed:
+            self.failed.discard(seq)
+            self.running.discard(seq)
+        elif not known and seq > self.settled_up_to:
+            self.used[seq] = 0.0
+        self.received.add(seq)
+        assert self.mark.receive(seq) == (not known)
+
+    def end(self, seq: int, well: bool) -> None:
+        if well:
+            self.mark.settle(seq, self.mark.generation)
+            self.settled.add(seq)
+            self.used.pop(seq, None)
+            self.running.discard(seq)
+            self.failed.discard(seq)
+        else:
+            self.mark.fail(seq, self.mark.generation)
+            if seq in self.used:
+                self.running.add(seq)
+                self.failed.add(seq)
+
+    def begin(self, seq: int) -> None:
+        self.mark.begin(seq, self.mark.generation)
+        if seq in self.used:
+            self.running.add(seq)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for seq in self.running:
+            self.used[seq] += seconds
+        released = []
+        while not self.still and self.used and self.used[lowest := min(self.used)] > self.LIMIT:
+            del self.used[lowest]
+            self.let_go.add(lowest)
+            self.running.discard(lowest)
+            self.failed.discard(lowest)
+            released.append(lowest)
+        assert self.mark.release(self.now) == tuple(released)
+
+    def check(self) -> None:
+        if not self.still:
+            lowest = min(self.used, default=max(self.received) + 1)
+            safe = {seq for seq in self.received if seq < lowest}
+            self.settled_up_to = max(safe | {self.settled_up_to})
+        assert self.mark.settled == self.settled_up_to
+        assert self.mark.received == max(self.received)
+        assert all(self.mark.is_settled(seq) == (seq in self.settled) for seq in self.received)
+
+
+@given(st.data())
+def test_whatever_happens_it_agrees_with_the_rules_said_plainly(data: st.DataObject) -> None:
+    # promise 18: late numbers, gaps, failures, time, and a Resume in the middle
+    model = Model()
+    for _ in range(data.draw(st.integers(1, 40))):
+        seq = data.draw(st.integers(2, 25))
+        match data.draw(st.sampled_from("rrrrbbeefw!.")):
+            case "r":
+                model.receive(seq)
+            case "b" if seq in model.used:
+                model.begin(seq)
+            case "e" if seq in model.received:
+                model.end(seq, well=True)
+            case "f" if seq in model.used:
+                model.end(seq, well=False)
+            case "w":
+                model.wait(data.draw(st.sampled_from([0.0, 1.0, 4.0, 11.0])))
+            case "!":
+                model.still = True
+                model.mark.hold_still()
+            case ".":
+                model.still = False
+                model.mark.resumed(None)
+        model.check()
+
+
 def as_set(text: str) -> set[int]:
     numbers: set[int] = set()
     for item in text.split(",") if text else ():
