@@ -19,6 +19,7 @@ import os
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
@@ -33,6 +34,7 @@ from .errors import (
     name_one,
     name_some,
 )
+from .lease import Lease, Leases
 from .ledger import Account, Ledger, Source, is_turn
 from .state import (
     MAX_INTEGER,
@@ -175,6 +177,7 @@ class AsyncSessionStore:
         )
         self._due = self._ledger.due
         self._marked = self._ledger.marked
+        self._leases = Leases(self._storage, flush=self.flush, forget=self._commit.forget)
         self._unreadable: dict[str, float] = {}  # since when, in the loop's seconds
         self._reads_fail = False
         self._closing: asyncio.Future[None] | None = None
@@ -447,6 +450,30 @@ class AsyncSessionStore:
             say(logging.WARNING, "cannot clean up: %s", describe(error))
         return removed
 
+    def lease(self, account_id: str, *, ttl: float = 15.0) -> AbstractAsyncContextManager[Lease]:
+        """Be the only process that writes the account: `async with store.lease(id): ...`.
+
+        Waits until no other process holds the lease. Run the bot in the body: it is the only one
+        until it leaves. On leaving, what is unsaved is flushed, the lease is given up, and the
+        account is as unknown to this store as before. Load within the body.
+
+        The storage itself refuses the writes of everybody else, also late ones of a former holder.
+        A holder that cannot renew its lease in time has its body cancelled after two thirds of
+        `ttl`, a third before anybody else may begin; a process that was suspended learns of it
+        when it goes on. `SqliteStorage` and `RedisStorage` have leases; files have not, since
+        nothing there can refuse a late write.
+
+        Args:
+            ttl: seconds, at least 1, after which another process may begin if this one dies.
+
+        Raises:
+            TypeError: the storage has no leases.
+            LeaseLostError: from the `async with`, when the body was ended.
+            RuntimeError: this store holds or awaits the lease already.
+        """
+        self._check_open()
+        return self._leases.hold(check_account_id(account_id), ttl)
+
     # The end
 
     async def flush(self, account_id: str | None = None) -> None:
@@ -499,6 +526,7 @@ class AsyncSessionStore:
         self._closing = done = self._commit.running_loop().create_future()
         try:
             cancelled = await self._commit.close()
+            await self._leases.aclose()
             if self._owns_storage:
                 try:
                     await guarded(self._storage.aclose)

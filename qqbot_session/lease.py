@@ -1,0 +1,264 @@
+"""Leases: which process may write an account, and is the bot.
+
+Rules:
+
+* The storage decides who holds a lease, in the very step in which it writes: a late write of a
+  former holder is refused there. Nothing here could do that; what is here ends the former holder's
+  body before anybody else may begin, because two lines at QQ are no question of storage.
+* The holder counts from the moment it *asked* for the latest renewal that was granted, so never
+  more than the storage does. It renews every third of `ttl`, tries again every twelfth, and gives
+  up at two thirds: a third before anybody else can have it.
+* What is lost is forgotten at once: no state, no retry and no task of the account remains.
+* One task renews all leases of a store, one call for all that last as long.
+
+The intervals are those of client-go's leaderelection and of etcd's keep-alive; neither compares
+the holder in the write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+
+from .errors import LeaseLostError, SessionWriteError, StoreClosedError
+from .storages.base import LeasingStorage, Storage
+
+_log = logging.getLogger("qqbot_session")
+
+_SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
+
+
+class Lease:
+    """An account that this process may write, until the `async with` ends.
+
+    Attributes:
+        account_id: whose it is.
+        ttl: seconds after the latest renewal when another process may have it.
+        lost: why it is not held any more; `None` while it is.
+    """
+
+    def __init__(self, account_id: str, ttl: float) -> None:
+        self.account_id = account_id
+        self.ttl = ttl
+        self.lost: str | None = None
+        self._token = secrets.token_hex(16)
+        self._next = 0.0  # when to renew it, in the loop's time
+        self._end: asyncio.TimerHandle | None = None
+        self._body: asyncio.Task[object] | None = None
+        self._cancelled = False  # the body, by us
+
+    def __repr__(self) -> str:
+        state = "held" if self.lost is None else f"lost: {self.lost}"
+        return f"<Lease account_id={self.account_id!r} ttl={self.ttl} {state}>"
+
+
+class Leases:
+    """All leases of one store.
+
+    Args:
+        storage: the store's.
+        flush: puts what is unsaved of an account on storage.
+        forget: drops what is known of an account, saved or not.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        flush: Callable[[str], Awaitable[None]],
+        forget: Callable[[str], None],
+    ) -> None:
+        self._storage = storage
+        self._flush = flush
+        self._forget = forget
+        self._asked: set[str] = set()  # the accounts that are held or waited for
+        self._held: dict[str, Lease] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def hold(self, account_id: str, ttl: float) -> AbstractAsyncContextManager[Lease]:
+        """Return what waits for the lease and holds it; see `AsyncSessionStore.lease`."""
+        if not isinstance(self._storage, LeasingStorage):
+            raise TypeError(
+                f"a lease needs a storage that refuses late writes, such as SQLite or Redis;"
+                f" {self._storage!r} cannot"
+            )
+        if not isinstance(ttl, int | float) or isinstance(ttl, bool):
+            raise TypeError(f"ttl must be seconds as a float, not {ttl!r}")
+        if not _SHORTEST <= ttl < float("inf"):
+            raise ValueError(f"ttl must be finite and at least {_SHORTEST:g} s, not {ttl!r}")
+        return self._hold(self._storage, account_id, float(ttl))
+
+    async def aclose(self) -> None:
+        """Renew nothing any more, and give up what is held."""
+        for lease in list(self._held.values()):
+            assert isinstance(self._storage, LeasingStorage)
+            await self._give_up(self._storage, lease)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    @contextlib.asynccontextmanager
+    async def _hold(
+        self, storage: LeasingStorage, account_id: str, ttl: float
+    ) -> AsyncIterator[Lease]:
+        if account_id in self._asked:
+            raise RuntimeError(f"this store holds or awaits the lease of {account_id!r} already")
+        self._asked.add(account_id)
+        lease = Lease(account_id, ttl)
+        try:
+            await self._acquire(storage, lease)
+            body = lease._body = asyncio.current_task()
+            assert body is not None
+            before = body.cancelling()
+            try:
+                yield lease
+            except BaseException as error:
+                others = body.uncancel() > before if lease._cancelled else True
+                await self._leave(storage, lease, failed=True)
+                if lease.lost is None or others or not isinstance(error, asyncio.CancelledError):
+                    raise
+            else:
+                await self._leave(storage, lease, failed=False)
+                if lease._cancelled:
+                    body.uncancel()
+            if lease.lost is not None:
+                raise LeaseLostError(f"the lease of {account_id!r} was {lease.lost}")
+        finally:
+            self._asked.discard(account_id)
+
+    async def _leave(self, storage: LeasingStorage, lease: Lease, *, failed: bool) -> None:
+        """Write the last state while it is ours to write; the body's own error comes first."""
+        lease._body = None
+        try:
+            if lease.lost is None:
+                await self._flush(lease.account_id)
+        except StoreClosedError:  # everything was attempted then
+            pass
+        except SessionWriteError as error:
+            if not failed and lease.lost is None:
+                raise
+            _log.error("%s", error)
+        finally:
+            await self._give_up(storage, lease)
+
+    async def _acquire(self, storage: LeasingStorage, lease: Lease) -> None:
+        """Wait until the lease is held; a storage that is out of reach is waited for."""
+        loop = asyncio.get_running_loop()
+        said: str | None = None
+        try:
+            while True:
+                asked = loop.time()
+                why = "another process holds it"
+                try:
+                    if await storage.acquire(lease.account_id, lease._token, lease.ttl):
+                        if self._note(lease, asked):
+                            return
+                        continue
+                    # What is known or unsaved here is older than what the other writes.
+                    self._forget(lease.account_id)
+                except Exception as error:  # noqa: BLE001 - as with any write of ours
+                    why = f"{error!r}"
+                if why != said:
+                    said = why
+                    _log.warning("waiting for the lease of %r: %s", lease.account_id, why)
+                await asyncio.sleep(lease.ttl / 6 * random.uniform(0.8, 1.2))
+        except asyncio.CancelledError:
+            await self._release(storage, lease)
+            raise
+
+    def _note(self, lease: Lease, asked: float) -> bool:
+        """Count the lease from when it was asked for; return whether it is worth anything yet."""
+        loop = asyncio.get_running_loop()
+        ends = asked + lease.ttl * 2 / 3
+        if loop.time() >= ends:
+            return False
+        if lease._end is not None:
+            lease._end.cancel()
+        lease._end = loop.call_at(ends, self._lose, lease, "not renewed in time")
+        lease._next = asked + lease.ttl / 3
+        self._held[lease.account_id] = lease
+        self._schedule()
+        return True
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._held and self._task is None:
+            at = min(lease._next for lease in self._held.values())
+            self._timer = asyncio.get_running_loop().call_at(at, self._begin)
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._renew(), name="qqbot_session:leases")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if task.cancelled() or task.exception() is not None:  # by somebody who cancels all there is
+            for lease in self._held.values():
+                lease._next = asyncio.get_running_loop().time() + lease.ttl / 12
+        self._schedule()
+
+    async def _renew(self) -> None:
+        """Renew every lease, in one call for those of one `ttl`."""
+        by_ttl: dict[float, list[Lease]] = {}
+        for lease in self._held.values():
+            by_ttl.setdefault(lease.ttl, []).append(lease)
+        await asyncio.gather(*[self._renew_all(ttl, leases) for ttl, leases in by_ttl.items()])
+
+    async def _renew_all(self, ttl: float, leases: list[Lease]) -> None:
+        assert isinstance(self._storage, LeasingStorage)
+        asked = asyncio.get_running_loop().time()
+        held = {lease.account_id: lease._token for lease in leases}
+        failures: Mapping[str, BaseException]
+        try:
+            async with asyncio.timeout(ttl / 3):
+                failures = await self._storage.renew(held, ttl)
+        except Exception as error:  # noqa: BLE001 - tried again until the time is over
+            failures = dict.fromkeys(held, error)
+        for lease in leases:
+            failure = failures.get(lease.account_id)
+            if self._held.get(lease.account_id) is not lease:
+                continue
+            if failure is None:
+                self._note(lease, asked)
+            elif isinstance(failure, LeaseLostError):
+                self._lose(lease, "taken over")
+            else:
+                lease._next = asyncio.get_running_loop().time() + ttl / 12
+                _log.warning("cannot renew the lease of %r: %r", lease.account_id, failure)
+
+    def _lose(self, lease: Lease, why: str) -> None:
+        """End the body, and let nothing of the account be written any more."""
+        if lease.lost is None and self._drop(lease):
+            lease.lost = why
+            _log.warning("the lease of %r was %s", lease.account_id, why)
+            self._forget(lease.account_id)
+            if lease._body is not None:
+                lease._cancelled = lease._body.cancel()
+
+    def _drop(self, lease: Lease) -> bool:
+        if lease._end is not None:
+            lease._end.cancel()
+        if self._held.get(lease.account_id) is not lease:
+            return False
+        del self._held[lease.account_id]
+        self._schedule()
+        return True
+
+    async def _give_up(self, storage: LeasingStorage, lease: Lease) -> None:
+        self._drop(lease)
+        self._forget(lease.account_id)  # also what a body wrote while it was ending
+        await self._release(storage, lease)
+
+    async def _release(self, storage: LeasingStorage, lease: Lease) -> None:
+        with contextlib.suppress(Exception):  # then it ends by itself
+            async with asyncio.timeout(lease.ttl / 6):
+                await storage.release(lease.account_id, lease._token)

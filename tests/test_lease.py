@@ -1,0 +1,680 @@
+"""Leases: one holder, its end in time, and nothing written by anybody else.
+
+Here in virtual time on leases in memory, which several stores share as processes do, and then with
+real processes. That storages refuse the writes of others is in `test_storage_contract`.
+"""
+
+# ruff: noqa: PT012  what raises is the end of the body
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis_server import RedisServer
+
+from qqbot_session import (
+    AsyncSessionStore,
+    FileStorage,
+    LeaseLostError,
+    MemoryStorage,
+    SessionState,
+    SessionWriteError,
+)
+from qqbot_session.state import decode
+from qqbot_session.storages import LeasingStorage, storage_of
+
+TTL = 15.0  # seconds
+
+
+class Server:
+    """What all `SharedStorage`s of a test have in common, in the loop's time."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, bytes] = {}
+        self.leases: dict[str, tuple[str, float]] = {}
+        self.renewals = 0
+
+    def holder(self, account_id: str) -> str | None:
+        token, ends = self.leases.get(account_id, ("", 0.0))
+        return token if ends > asyncio.get_running_loop().time() else None
+
+
+class SharedStorage(MemoryStorage):
+    """One process's way to the server; it may be cut, or hang."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.records)
+        self.server = server
+        self.cut = self.hangs = False
+        self.tokens: dict[str, str] = {}
+
+    async def _reach(self) -> None:
+        if self.hangs:
+            await asyncio.sleep(1e9)
+        if self.cut:
+            raise ConnectionError("cut off")
+
+    async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        await self._reach()
+        refused: dict[str, Exception] = {}
+        for account_id in changes:
+            holder = self.server.holder(account_id)
+            if holder != self.tokens.get(account_id):
+                refused[account_id] = LeaseLostError("not yours")
+        await super().commit({k: v for k, v in changes.items() if k not in refused})
+        return refused
+
+    async def acquire(self, account_id: str, token: str, ttl: float) -> bool:
+        await self._reach()
+        if self.server.holder(account_id) not in (None, token):
+            return False
+        self.server.leases[account_id] = (token, asyncio.get_running_loop().time() + ttl)
+        self.tokens[account_id] = token
+        return True
+
+    async def renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
+        self.server.renewals += 1
+        await self._reach()
+        return {
+            account_id: LeaseLostError("not yours")
+            for account_id, token in held.items()
+            if not await self.acquire(account_id, token, ttl)
+        }
+
+    async def release(self, account_id: str, token: str) -> None:
+        self.tokens.pop(account_id, None)
+        await self._reach()
+        if self.server.holder(account_id) == token:
+            del self.server.leases[account_id]
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def storage(server: Server) -> SharedStorage:
+    return SharedStorage(server)
+
+
+@pytest.fixture
+async def store(storage: SharedStorage) -> AsyncIterator[AsyncSessionStore]:
+    async with AsyncSessionStore(storage, max_age=None) as store:
+        yield store
+
+
+@pytest.fixture
+async def other(server: Server) -> AsyncIterator[AsyncSessionStore]:
+    async with AsyncSessionStore(SharedStorage(server), max_age=None) as store:
+        yield store
+
+
+def state(last_seq: int, account_id: str = "bot") -> SessionState:
+    return SessionState(account_id=account_id, session_id="s", last_seq=last_seq)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def seq_of(server: Server, account_id: str = "bot") -> int | None:
+    return decode(server.records[account_id]).last_seq
+
+
+async def run_until_lost(store: AsyncSessionStore) -> float:
+    """Hold the lease, write all the time, and return when the body was ended."""
+    ended = 0.0
+    with pytest.raises(LeaseLostError, match="bot"):
+        async with store.lease("bot", ttl=TTL):
+            await store.save(state(0))
+            try:
+                for number in range(10_000):
+                    await asyncio.sleep(1.0)
+                    await store.update_last_seq("bot", number)
+            finally:
+                ended = now()
+    return ended
+
+
+# What a lease is
+
+
+async def test_the_next_holder_begins_where_the_last_one_left(
+    store: AsyncSessionStore, other: AsyncSessionStore
+) -> None:
+    """With the very last number, as soon as the lease is given up."""
+    # promises 5, 23
+    order = []
+
+    async def next_one() -> None:
+        async with other.lease("bot", ttl=TTL) as lease:
+            order.append("other")
+            assert lease.lost is None
+            found = await other.load("bot")
+            assert found is not None
+            assert found.last_seq == 7
+
+    async with store.lease("bot", ttl=TTL):
+        candidate = asyncio.create_task(next_one())
+        await asyncio.sleep(100.0)
+        await store.save(state(1))
+        await asyncio.sleep(1.0)
+        await store.update_last_seq("bot", 7)
+        order.append("first")
+    left = now()
+    await candidate
+    assert order == ["first", "other"]
+    assert now() <= left + TTL / 5
+
+
+async def test_a_lease_is_renewed_as_long_as_its_body_runs(
+    store: AsyncSessionStore, other: AsyncSessionStore, server: Server
+) -> None:
+    async def wait() -> None:
+        async with other.lease("bot", ttl=TTL):
+            pytest.fail("it was free")
+
+    async with store.lease("bot", ttl=TTL) as lease:
+        candidate = asyncio.create_task(wait())
+        await asyncio.sleep(3600.0)
+        assert lease.lost is None
+        assert "held" in repr(lease)
+        candidate.cancel()
+        await asyncio.wait([candidate])
+    assert server.renewals == 3600 // (TTL / 3)
+
+
+async def test_many_leases_are_renewed_in_one_call(
+    store: AsyncSessionStore, server: Server
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(1000):
+            await stack.enter_async_context(store.lease(f"{number}", ttl=TTL))
+        await asyncio.sleep(60.0)
+        assert server.renewals <= 60 // (TTL / 3)
+        tasks = [task for task in asyncio.all_tasks() if "lease" in task.get_name()]
+        assert len(tasks) <= 1
+
+
+async def test_wrong_uses_are_named(store: AsyncSessionStore, tmp_path: Path) -> None:
+    async with AsyncSessionStore(FileStorage(tmp_path)) as on_files:
+        with pytest.raises(TypeError, match=r"SQLite or Redis.*FileStorage"):
+            on_files.lease("bot")
+    for ttl in (0.5, 0, float("inf"), float("nan"), -1):
+        with pytest.raises(ValueError, match="ttl"):
+            store.lease("bot", ttl=ttl)
+    with pytest.raises(TypeError, match="ttl"):
+        store.lease("bot", ttl="15")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="account_id"):
+        store.lease("")
+    async with store.lease("bot"):
+        with pytest.raises(RuntimeError, match="'bot'"):
+            async with store.lease("bot"):
+                pass
+        async with store.lease("another"):
+            pass
+    async with store.lease("bot"):
+        pass
+
+
+# How it ends
+
+
+async def test_a_holder_that_is_cut_off_ends_a_third_before_anybody_may_begin(
+    store: AsyncSessionStore, storage: SharedStorage, other: AsyncSessionStore, server: Server
+) -> None:
+    # promise 23
+    holder = asyncio.create_task(run_until_lost(store))
+    await asyncio.sleep(100.5)
+    storage.cut = True
+    cut = now()
+
+    async def begin() -> float:
+        async with other.lease("bot", ttl=TTL):
+            return now()
+
+    begun = await begin()
+    ended = await holder
+    assert cut + TTL / 3 <= ended <= cut + TTL * 2 / 3
+    assert begun >= ended + TTL / 3
+    assert begun <= cut + TTL * 1.2
+
+
+async def test_a_storage_that_hangs_ends_the_body_in_time(
+    store: AsyncSessionStore, storage: SharedStorage
+) -> None:
+    """Also of an account whose lease lasts longer: each counts for itself."""
+    holder = asyncio.create_task(run_until_lost(store))
+    async with store.lease("patient", ttl=10 * TTL) as patient:
+        await asyncio.sleep(1.0)
+        storage.hangs = True
+        asked = now()
+        assert await holder <= asked + TTL * 2 / 3
+        assert patient.lost is None
+        storage.hangs = False
+        await asyncio.sleep(100 * TTL)
+        assert patient.lost is None
+
+
+async def test_a_short_outage_ends_nothing(
+    store: AsyncSessionStore, storage: SharedStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with store.lease("bot", ttl=TTL) as lease:
+        for _ in range(20):
+            storage.cut = True
+            await asyncio.sleep(TTL / 4)
+            storage.cut = False
+            await asyncio.sleep(TTL)
+        assert lease.lost is None
+    assert "cannot renew the lease of 'bot'" in caplog.text
+
+
+async def test_what_was_taken_over_is_forgotten_and_never_written(
+    store: AsyncSessionStore, server: Server
+) -> None:
+    """No retry of the former holder's comes back, and closing the store is no error."""
+    # promise 23
+    holder = asyncio.create_task(run_until_lost(store))
+    await asyncio.sleep(10.5)
+    server.leases["bot"] = ("another's", now() + 1000.0)
+    server.records["bot"] = b"the successor's"
+    await holder
+    await store.flush()
+    assert store._ledger.unsaved() == []
+    server.leases.clear()
+    await asyncio.sleep(1000.0)
+    assert server.records["bot"] == b"the successor's"
+
+
+async def test_what_a_body_writes_while_it_is_being_ended_goes_nowhere(
+    store: AsyncSessionStore, server: Server
+) -> None:
+    with pytest.raises(LeaseLostError):
+        async with store.lease("bot", ttl=TTL):
+            try:
+                await store.save(state(1))
+                await asyncio.sleep(1.0)
+                server.leases["bot"] = ("another's", now() + 10.0)
+                await asyncio.sleep(1e6)
+            finally:
+                await store.save(state(99))  # as a runner's last record
+    await asyncio.sleep(1000.0)
+    assert seq_of(server) == 1
+
+
+async def test_the_loss_of_a_lease_is_no_cancellation(
+    store: AsyncSessionStore, server: Server
+) -> None:
+    """The task goes on as if nothing had been; a caller's own cancellation is kept."""
+    for is_cancelled in (False, True):
+        task = asyncio.current_task()
+        assert task is not None
+        caught: BaseException | None = None
+        try:
+            async with store.lease("bot", ttl=TTL):
+                server.leases["bot"] = ("another's", now() + TTL)
+                try:
+                    await asyncio.sleep(1e6)
+                finally:
+                    if is_cancelled:
+                        task.cancel()
+                        await asyncio.sleep(0)
+        except (LeaseLostError, asyncio.CancelledError) as error:
+            caught = error
+        assert isinstance(caught, asyncio.CancelledError if is_cancelled else LeaseLostError)
+        assert task.cancelling() == is_cancelled
+        if is_cancelled:
+            task.uncancel()
+        await asyncio.sleep(2 * TTL)
+
+
+async def test_a_body_that_ends_in_an_error_of_its_own_is_saved_and_released(
+    store: AsyncSessionStore, server: Server, storage: SharedStorage
+) -> None:
+    """Its error comes first, even if the last write fails."""
+    for cut in (False, True):
+        with pytest.raises(KeyError, match="mine"):
+            async with store.lease("bot", ttl=TTL):
+                await store.save(state(5 + cut))
+                storage.cut = cut
+                raise KeyError("mine")
+        assert seq_of(server) == 5
+        storage.cut = False
+        assert (server.holder("bot") is None) is (not cut)
+
+
+async def test_a_cancelled_body_is_saved_and_released(
+    store: AsyncSessionStore, server: Server
+) -> None:
+    async def body() -> None:
+        async with store.lease("bot", ttl=TTL):
+            await store.save(state(1))
+            await asyncio.sleep(5.0)
+            await store.update_last_seq("bot", 2)
+            await asyncio.sleep(0)
+            await store.update_last_seq("bot", 3)
+            await asyncio.sleep(1e6)
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(5.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seq_of(server) == 3
+    assert server.holder("bot") is None
+
+
+async def test_a_last_write_that_fails_is_an_error_and_the_lease_is_given_up(
+    store: AsyncSessionStore, server: Server, storage: SharedStorage, monkeypatch: Any
+) -> None:
+    async def refuse(changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        raise OSError("full")
+
+    with pytest.raises(SessionWriteError, match="full"):
+        async with store.lease("bot", ttl=TTL):
+            await store.save(state(1))
+            monkeypatch.setattr(storage, "commit", refuse)
+    assert server.holder("bot") is None
+
+
+async def test_closing_the_store_gives_up_what_it_holds(server: Server) -> None:
+    store = AsyncSessionStore(SharedStorage(server))
+    async with store.lease("bot", ttl=TTL):
+        await store.save(state(3))
+        await store.aclose()
+        assert server.holder("bot") is None
+    assert seq_of(server) == 3
+    assert [task for task in asyncio.all_tasks() if "qqbot" in task.get_name()] == []
+
+
+# Who waits
+
+
+async def test_a_candidate_waits_for_a_storage_that_is_out_of_reach(
+    store: AsyncSessionStore, storage: SharedStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.cut = True
+    asyncio.get_running_loop().call_later(50.0, setattr, storage, "cut", False)
+    async with store.lease("bot", ttl=TTL):
+        assert 50.0 <= now() <= 50.0 + TTL / 5
+    lines = [record for record in caplog.records if "waiting" in record.getMessage()]
+    assert len(lines) == 1
+
+
+async def test_a_candidate_that_gives_up_leaves_no_lease(
+    store: AsyncSessionStore, storage: SharedStorage, server: Server
+) -> None:
+    """Not even if its request was granted as it was cancelled."""
+    grant = storage.acquire
+
+    async def slowly(account_id: str, token: str, ttl: float) -> bool:
+        granted = await grant(account_id, token, ttl)
+        await asyncio.sleep(1.0)
+        return granted
+
+    storage.acquire = slowly  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5), store.lease("bot", ttl=TTL):
+            pytest.fail("too early")
+    assert server.holder("bot") is None
+    async with store.lease("bot", ttl=TTL):
+        pass
+
+
+async def test_what_a_candidate_saved_does_not_undo_what_the_holder_wrote(
+    store: AsyncSessionStore, other: AsyncSessionStore, server: Server
+) -> None:
+    """It was refused, and is older than what is there when the lease is free."""
+    # promise 23
+    async with store.lease("bot", ttl=TTL):
+        await store.save(state(10))
+        await other.save(state(1))
+        await asyncio.sleep(60.0)
+
+        async def take_over() -> None:
+            async with other.lease("bot", ttl=TTL):
+                found = await other.load("bot")
+                assert found is not None
+                assert found.last_seq == 20
+                await asyncio.sleep(60.0)
+
+        candidate = asyncio.create_task(take_over())
+        await asyncio.sleep(60.0)
+        await store.update_last_seq("bot", 20)
+    await candidate
+    assert seq_of(server) == 20
+
+
+async def test_of_two_candidates_each_has_its_turn(server: Server) -> None:
+    running = 0
+
+    async def one() -> None:
+        nonlocal running
+        async with AsyncSessionStore(SharedStorage(server)) as store:
+            for _ in range(5):
+                async with store.lease("bot", ttl=TTL):
+                    running += 1
+                    assert running == 1
+                    await asyncio.sleep(20.0)
+                    running -= 1
+                await asyncio.sleep(TTL)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(one())
+
+
+# Real processes, on a database and on a server
+
+PROGRAM = """
+import asyncio, signal, sys
+from dataclasses import replace
+from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
+
+async def main(where, ttl, name):
+    async with AsyncSessionStore(where, debounce=0.05) as store:
+        task = asyncio.current_task()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        print("waiting", flush=True)
+        try:
+            async with store.lease("bot", ttl=float(ttl)):
+                state = await store.load("bot")
+                seq = state.last_seq if state else 0
+                print("held", seq, flush=True)
+                state = state or SessionState(account_id="bot", session_id="s", last_seq=0)
+                await store.save(replace(state, intent_level_index=int(name)))
+                while True:
+                    await asyncio.sleep(0.02)
+                    seq += 1
+                    await store.update_last_seq("bot", seq)
+                    print("seq", seq, flush=True)
+        except LeaseLostError:
+            print("lost", flush=True)
+
+try:
+    asyncio.run(main(*sys.argv[1:]))
+except asyncio.CancelledError:
+    print("stopped", flush=True)
+"""
+SECONDS = 1.5  # of a lease between processes
+
+
+class Process:
+    """A bot in a process of its own, and what it has said so far."""
+
+    def __init__(self, where: str, name: int) -> None:
+        self.command = [sys.executable, "-c", PROGRAM, where, f"{SECONDS}", f"{name}"]
+        self.seq = 0
+
+    async def __aenter__(self) -> Process:
+        self.process = await asyncio.create_subprocess_exec(
+            *self.command, stdout=asyncio.subprocess.PIPE
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        assert self.process.stdout is not None
+        await self.process.stdout.read()
+        await self.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def until(self, word: str, number: int = 0) -> int:
+        """Read on until it says the word, with the number at least."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(20 * SECONDS):
+            while line := (await self.process.stdout.readline()).decode().split():
+                value = int(line[1]) if len(line) > 1 else 0
+                if line[0] == "seq":
+                    self.seq = value
+                if line[0] == word and value >= number:
+                    return value
+        raise AssertionError(f"it never said {word}")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:{tmp_path / 'sessions.db'}"
+        return
+    pytest.importorskip("redis")
+    with RedisServer() as server:
+        yield server.url
+
+
+async def on_storage(where: str) -> SessionState:
+    storage = storage_of(where)
+    data = await storage.read("bot")
+    await storage.aclose()
+    assert data is not None
+    return decode(data)
+
+
+@pytest.mark.real_time
+async def test_a_holder_that_is_killed_is_succeeded_within_its_time(where: str) -> None:
+    """The successor resumes what was on storage: a window's numbers are lost at most."""
+    # promises 9, 23
+    async with Process(where, 1) as one, Process(where, 2) as two:
+        first, second = (one, two) if await _who_holds(one, two) is one else (two, one)
+        await first.until("seq", 20)
+        first.signal(signal.SIGKILL)
+        took_over = asyncio.get_running_loop().time()
+        begun = await second.until("held")
+        assert begun >= 10
+        assert asyncio.get_running_loop().time() - took_over < 10 * SECONDS
+        await second.until("seq", begun + 5)
+
+
+@pytest.mark.real_time
+async def test_a_holder_that_is_terminated_hands_over_its_very_last_number(where: str) -> None:
+    # promises 9, 23
+    async with Process(where, 1) as one:
+        await one.until("seq", 5)
+        async with Process(where, 2) as two:
+            await two.until("waiting")
+            await one.until("seq", 20)
+            one.signal(signal.SIGTERM)
+            await one.until("stopped")
+            assert await two.until("held") == one.seq
+
+
+@pytest.mark.real_time
+async def test_a_holder_that_was_stopped_ends_when_it_goes_on(where: str) -> None:
+    """And writes nothing over its successor's record."""
+    # promise 23
+    async with Process(where, 1) as one:
+        await one.until("seq", 5)
+        async with Process(where, 2) as two:
+            await two.until("waiting")
+            one.signal(signal.SIGSTOP)
+            begun = await two.until("held")
+            await two.until("seq", begun + 5)
+            one.signal(signal.SIGCONT)
+            await one.until("lost")
+            await two.until("seq", two.seq + 10)
+            found = await on_storage(where)
+            assert found.intent_level_index == 2
+            assert found.last_seq is not None
+            assert found.last_seq > begun
+
+
+LATE = """
+import asyncio, sys
+from qqbot_session.storages import storage_of
+
+async def main(where):
+    storage = storage_of(where)
+    assert await storage.acquire("bot", "one", 0.5)
+    await storage.commit({"bot": b"first"})
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    print(sorted((await storage.commit({"bot": b"late", "other": b"other"})).items()), flush=True)
+    await storage.aclose()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.real_time
+async def test_a_late_write_is_refused_by_the_storage_itself(where: str) -> None:
+    """Of a process that has no loop, no timer and no sense of time, only a connection."""
+    # promise 23
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LATE, where), stdin=pipe, stdout=pipe
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGSTOP)
+    storage = storage_of(where)
+    assert isinstance(storage, LeasingStorage)
+    async with asyncio.timeout(10):
+        while not await storage.acquire("bot", "two", 60.0):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert await storage.commit({"bot": b"second"}) == {}
+    process.send_signal(signal.SIGCONT)
+    out, _ = await process.communicate(b"go\n")
+    assert b"LeaseLostError" in out
+    assert await storage.read("bot") == b"second"
+    assert await storage.read("other") == b"other"
+    await storage.aclose()
+
+
+@pytest.mark.real_time
+async def test_a_server_that_restarts_empty_ends_no_bot(caplog: pytest.LogCaptureFixture) -> None:
+    """The holder sets its lease again before the candidate, which saw it held, would."""
+    # promise 23
+    pytest.importorskip("redis")
+    with RedisServer() as server:
+        async with Process(server.url, 1) as one:
+            await one.until("seq", 5)
+            async with Process(server.url, 2) as two:
+                await two.until("waiting")
+                await one.until("seq", one.seq + 50)  # the candidate has looked
+                server.kill()
+                server.start()
+                await one.until("seq", one.seq + 150)
+                found = await on_storage(server.url)
+                assert found.intent_level_index == 1
+                assert found.last_seq is not None
+                assert found.last_seq > one.seq - 100
+
+
+async def _who_holds(*processes: Process) -> Process:
+    """Return the one that says so first; the other has only said that it waits."""
+    waits = {asyncio.create_task(process.until("held")): process for process in processes}
+    done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.wait(pending)
+    return waits[done.pop()]
