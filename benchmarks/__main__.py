@@ -33,6 +33,7 @@ QUESTIONS = (
     "loops",
     "growth",
     "peers",
+    "frameworks",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -89,9 +90,10 @@ def _ask(question: str, settings: Settings) -> list[Row]:
 
 def _section(question: str, rows: list[Row]) -> str:
     module = importlib.import_module(f"benchmarks.{question}")
+    show = getattr(module, "table", table)
     plot = "\n![Cost per account from 1 to 100,000 accounts](growth.svg)\n"
     return (
-        f"## {question}.py\n\n{(module.__doc__ or '').strip()}\n\n{table(rows)}\n"
+        f"## {question}.py\n\n{(module.__doc__ or '').strip()}\n\n{show(rows)}\n"
         f"{plot if question == 'growth' else ''}"
     )
 

@@ -149,8 +149,12 @@ def _run(*command: str | Path) -> None:
 Question = Callable[[Settings], list[Row]]
 
 
-def main(question: Question) -> None:
-    """Be the command of one question: print its table; with `--json`, write its rows instead."""
+def main(question: Question, show: Callable[[Iterable[Row]], str] | None = None) -> None:
+    """Be the command of one question: print its table; with `--json`, write its rows instead.
+
+    Args:
+        show: makes the table, if not as for all the others.
+    """
     parser = argparse.ArgumentParser(description=question.__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repeats, smaller fleets")
     parser.add_argument("--disk", type=Path, help="directory on the disk to measure")
@@ -159,7 +163,7 @@ def main(question: Question) -> None:
     disk = options.disk or Path(tempfile.gettempdir())
     rows = question(Settings(quick=options.quick, disk=disk))
     if options.json is None:
-        print(table(rows))
+        print((show or table)(rows))
     else:
         options.json.write_text(json.dumps([asdict(row) for row in rows]))
 

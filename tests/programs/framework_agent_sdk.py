@@ -19,7 +19,8 @@ class State:
     session: tuple[str | None, int | None] = (None, None)
 
 
-async def main() -> None:
+def make() -> tuple[QQApiClient, WSCallbacks, set[asyncio.Task[Any]]]:
+    """Return the API, the callbacks, and where the handlers that run are kept."""
     api, state, running = QQApiClient(APP_ID, SECRET), State(), set()
 
     async def on_message(kind: str, data: dict[str, Any]) -> None:
@@ -44,6 +45,11 @@ async def main() -> None:
         fail_pending=lambda reason: None,
         get_gateway_url=api.get_gateway_url_sync,
     )
+    return api, callbacks, running
+
+
+async def main() -> None:
+    api, callbacks, running = make()
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -61,4 +67,5 @@ async def main() -> None:
             await asyncio.wait(running, timeout=5)
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,50 @@
+"""README's changes for each framework, run as they are shown there, before and after."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from pathlib import Path
+
+import frameworks
+import pytest
+from framework_runs import Build, restart
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.real_time
+
+
+@pytest.mark.parametrize(
+    ("environment", "module"),
+    [
+        ("botpy", "botpy"),
+        ("botpy", "botpy-remember"),
+        ("nonebot", "nonebot"),
+        ("agent-sdk", "agent-sdk"),
+    ],
+)
+async def test_a_bot_with_the_change_that_is_shown_loses_nothing(
+    environment: str, module: str
+) -> None:
+    if not frameworks.python_of(environment).exists():
+        pytest.skip(f"no environment: python tests/frameworks.py {environment}")
+    before, after = await asyncio.gather(
+        *(
+            restart(Build(environment, "framework_readme", f"{module} {when}"), signal.SIGKILL)
+            for when in ("before", "after")
+        )
+    )
+    assert before.lost
+    assert (before.identifies, before.resumes) == (2, 0)
+    assert after.lost == []
+    assert (after.identifies, after.resumes) == (1, 1)
+
+
+def test_both_languages_show_the_same_changes() -> None:
+    def changes(name: str) -> list[str]:
+        return re.findall(r"^```diff\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.M | re.S)
+
+    assert changes("README.zh-CN.md") == changes("README.md")
+    assert len(changes("README.md")) == 4
