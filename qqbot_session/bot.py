@@ -135,7 +135,7 @@ async def run_bot(
     shards: int | Sequence[tuple[int, int]] | None = None,
     sandbox: bool = False,
     api_url: str | None = None,
-    token_url: str = TOKEN_URL,
+    token_url: str | None = None,
     signals: bool = True,
     concurrency: int | None = None,
     grace: float = 5.0,
@@ -157,7 +157,7 @@ async def run_bot(
             = as many as QQ suggests.
         sandbox: QQ's sandbox, with sessions of its own.
         api_url: the base of QQ's HTTP API; `None` = QQ's, or its sandbox's.
-        token_url: where access tokens come from.
+        token_url: where access tokens come from; `None` = QQ.
         signals: whether to take SIGTERM and Ctrl-C; only in the main thread, else ignored.
         concurrency: how many handlers run at a time per shard; see `ShardRunner` before you do.
         grace: seconds that handlers get at the end.
@@ -182,7 +182,7 @@ async def run_bot(
             if not isinstance(store, AsyncSessionStore):
                 store = await stack.enter_async_context(AsyncSessionStore(store))
             http = await stack.enter_async_context(aiohttp.ClientSession())
-            tokens = _Tokens(http, app_id, secret, token_url)
+            tokens = _Tokens(http, app_id, secret, token_url or TOKEN_URL)
             api = _Api(http, app_id, api_url or (SANDBOX_API_URL if sandbox else API_URL), tokens)
             lines = _Lines(store, tokens, _Entrance(http, api), Bot(app_id, api), handle, options)
             await lines.run(wanted, intents, sandbox)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import os
 import re
+import signal
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from misfortunes import MISFORTUNES
 
-from qqbot_session import AsyncSessionStore, SessionState
-from qqbot_session.gateway import Dispatch
+from qqbot_session import AsyncSessionStore, gateway
+from qqbot_session.gateway import CLOSE_RULES, Dispatch
+from qqbot_session.shard import open_gateway
 from qqbot_session.testing import LocalGateway
 
 ROOT = Path(__file__).parent.parent
@@ -57,57 +63,255 @@ def test_the_first_program_stands_before_line_25_and_resumes_when_run_again(
     assert run() == "Resume from READY from 2\n"
 
 
-@pytest.mark.parametrize("driver", ["run_with_aiohttp", "run_with_websockets"])
-def test_a_driver_is_under_30_lines(driver: str) -> None:
-    (block,) = [block for block in blocks(ENGLISH) if f"def {driver}" in block]
-    function = block[block.index(f"async def {driver}") :].split("\n\n\n")[0]
-    assert len(function.strip().splitlines()) < 30
+# The programs for bots
+
+
+def block_with(text: str) -> str:
+    (block,) = [block for block in blocks(ENGLISH) if text in block]
+    return block
+
+
+@pytest.mark.parametrize("name", ["bot", "own_loop"])
+def test_the_examples_are_what_readme_shows(name: str) -> None:
+    example = (ROOT / "examples" / f"{name}.py").read_text("utf-8")
+    text = "run_bot(" if name == "bot" else "async def run_own_loop"
+    shown = block_with(text)
+    begin = shown.index("import asyncio" if name == "bot" else "DATA = ")
+    assert shown[begin:] in example
+
+
+def test_a_whole_bot_is_about_25_lines() -> None:
+    lines = [line for line in block_with("run_bot(").splitlines() if line.strip()]
+    assert len(lines) <= 34
 
 
 @pytest.mark.real_time
-@pytest.mark.filterwarnings("ignore:.*Connection.__del__:pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("driver", ["run_with_aiohttp", "run_with_websockets"])
-async def test_a_driver_handles_every_event_once_through_drops_and_closes(
-    driver: str, tmp_path: Path
+async def test_the_bot_answers_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    """As README says: QQ by its command on this machine, and the variables that it prints."""
+    program = [sys.executable, "-W", "error", "-c", block_with("run_bot(")]
+    command = ["-u", "-m", "qqbot_session.testing", "--port", "0", "--every", "0.05"]
+    qq = await start(sys.executable, *command, stdout=PIPE)
+    try:
+        variables = dict([await next_variable(qq) for _ in range(4)])
+        for handshake in ("Identify", "Resume from"):
+            bot = await start(*program, cwd=tmp_path, env={**os.environ, **variables}, stderr=PIPE)
+            assert handshake in await until_line(bot.stderr, r"Identify|Resume")
+            await until_line(qq.stdout, r"answer|sent|messages")
+            bot.send_signal(signal.SIGTERM)
+            said = await bot.stderr.read()  # type: ignore[union-attr]
+            assert (await bot.wait(), b"Traceback" in said) == (0, False), said
+    finally:
+        qq.kill()
+        await qq.wait()
+
+
+async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(*command, **options)
+
+
+async def until_line(output: asyncio.StreamReader | None, pattern: str) -> str:
+    assert output is not None
+    async with asyncio.timeout(20):
+        async for line in output:
+            if re.search(pattern, line.decode()):
+                return line.decode()
+    raise AssertionError(f"no line with {pattern}")
+
+
+async def next_variable(qq: asyncio.subprocess.Process) -> tuple[str, str]:
+    line = await until_line(qq.stdout, "^export ")
+    name, _, value = line.removeprefix("export ").strip().partition("=")
+    return name, value
+
+
+class OwnBot:
+    """A bot on README's own loop."""
+
+    def __init__(self, qq: LocalGateway) -> None:
+        self.qq = qq
+        self.handled: list[str] = []
+        self.news = asyncio.Event()
+
+    async def handle(self, event: Dispatch) -> None:
+        self.handled.append(event.data["content"])
+        self.news.set()
+
+    async def run(self, directory: Path) -> None:
+        names: dict[str, Any] = {}
+        exec(compile(block_with("async def run_own_loop"), "README.md", "exec"), names)
+        qq, token = self.qq, ""
+        rules = {code: replace(rule, wait=rule.wait / 50) for code, rule in CLOSE_RULES.items()}
+        async with AsyncSessionStore(directory) as store, aiohttp.ClientSession() as http:
+
+            async def get_token(fresh: bool) -> str:
+                nonlocal token
+                if fresh or not token:
+                    token = await fetch_token(qq)
+                return token
+
+            await names["run_own_loop"](
+                store,
+                await open_gateway(store, qq.app_id, intents=1 << 25, close_rules=rules),
+                lambda: http.ws_connect(qq.ws_url),
+                get_token,
+                self.handle,
+            )
+
+    async def say(self, *texts: str) -> None:
+        for text in texts:
+            await self.qq.emit("C2C_MESSAGE_CREATE", self.qq.c2c_message(text))
+
+    async def until_handled(self, *texts: str) -> None:
+        async with asyncio.timeout(20):
+            while not set(texts) <= set(self.handled):
+                self.news.clear()
+                await self.news.wait()
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("strike", MISFORTUNES, ids=lambda strike: strike.__name__)
+async def test_the_own_loop_loses_nothing_and_handles_nothing_twice(
+    strike: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # promises 16, 18 and 21
+    monkeypatch.setattr(gateway, "_PATIENCE", 0.5)
+    async with LocalGateway(heartbeat_interval=0.3) as qq:
+        bot = OwnBot(qq)
+        running = asyncio.create_task(bot.run(tmp_path))
+        try:
+            await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+            await bot.say("before", "just before")
+            await strike(qq)
+            await bot.say("while")
+            await bot.until_handled("before", "just before", "while")
+            await bot.say("after")
+            await bot.until_handled("after")
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        assert running.cancelled()
+        assert sorted(bot.handled) == ["after", "before", "just before", "while"]
+        assert len(qq.identifies) == 1
+
+
+@pytest.mark.real_time
+async def test_the_own_loop_handles_slow_and_failing_work_and_a_ban(tmp_path: Path) -> None:
+    async with LocalGateway(heartbeat_interval=0.2) as qq:
+        bot = OwnBot(qq)
+        note = bot.handle
+
+        async def handle(event: Dispatch) -> None:
+            await asyncio.sleep(0.5)  # more than two heartbeats
+            await note(event)
+            raise aiohttp.ClientError("the handler's own")
+
+        bot.handle = handle  # type: ignore[method-assign]
+        running = asyncio.create_task(bot.run(tmp_path))
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await bot.say(*map(str, range(20)))
+        await bot.until_handled(*map(str, range(20)))
+        assert (len(qq.clients), len(bot.handled)) == (1, 20)
+        await qq.close(4915)
+        with pytest.raises(ConnectionRefusedError, match="banned"):
+            await running
+
+
+@pytest.mark.real_time
+async def test_the_runner_keeps_its_line_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in blocks(ENGLISH)[1:]:
-        exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block_with("async def run_shard"), "README.md", "exec"), names)
     seen: list[str] = []
 
     async def handle(event: Dispatch) -> None:
         seen.append(event.data["content"])
 
-    async with LocalGateway(heartbeat_interval=0.2) as qq, AsyncSessionStore(tmp_path) as store:
+    async with LocalGateway() as qq:
         token = await fetch_token(qq)
 
-        async def get_token() -> str:
+        async def get_token(fresh: bool) -> str:
             return token
 
-        gateway = await names["open_gateway"](store, qq.app_id, 1 << 25)
-        bot = asyncio.create_task(names[driver](gateway, store, qq.ws_url, get_token, handle))
+        running = asyncio.create_task(names["run_shard"](qq.app_id, qq.ws_url, get_token, handle))
         await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
-        for number, misfortune in enumerate([qq.drop, lambda: qq.close(4009), qq.reconnect]):
-            await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message(f"before {number}"))
-            await misfortune()
-            await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message(f"while {number}"))
-            await qq.wait_for(lambda qq, n=number: len(qq.resumes) == n + 1)
-            await qq.wait_for(lambda qq: qq.clients[-1].started)
-        await qq.wait_for(lambda _: len(seen) == 6)
-        bot.cancel()
-        await asyncio.gather(bot, return_exceptions=True)
-        del bot
-        gc.collect()  # its last line, which it leaves without a close frame, to be resumed
-        assert seen == [f"{when} {number}" for number in range(3) for when in ("before", "while")]
-        assert len(qq.identifies) == 1
-        state = await store.load(gateway.account_id)
-        assert isinstance(state, SessionState)
-        assert state.last_seq == gateway.received
+        await qq.close(4009)
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
+        await qq.wait_for(lambda _: seen)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+LIKE_WINDOWS = """
+import asyncio
+def refuse(self, *_): raise NotImplementedError
+asyncio.SelectorEventLoop.add_signal_handler = refuse
+asyncio.SelectorEventLoop.remove_signal_handler = refuse
+"""
+A_BOT = """
+async def bot() -> None:
+    async with AsyncSessionStore("sessions", debounce=200) as store:
+        await store.save(SessionState(account_id="bot", session_id="s", last_seq=1))
+        await store.flush()
+        await store.update_last_seq("bot", 7)
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+"""
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("before", ["", LIKE_WINDOWS], ids=["", "like Windows"])
+async def test_the_recipe_for_signals_saves_and_ends_with_status_0(
+    tmp_path: Path, number: signal.Signals, before: str
+) -> None:
+    # promise 9
+    recipe = block_with("loop.call_soon_threadsafe(task.cancel)")
+    empty = recipe[recipe.index("async def bot()") : recipe.index("async def main()")]
+    imports = "from qqbot_session import AsyncSessionStore, SessionState\n"
+    program = before + imports + recipe.replace(empty, A_BOT)
+    bot = await start(
+        *(sys.executable, "-W", "error", "-c", program), cwd=tmp_path, stdout=PIPE, stderr=PIPE
+    )
+    assert await until_line(bot.stdout, "ready")
+    bot.send_signal(number)
+    _, said = await bot.communicate()
+    assert (bot.returncode, said) == (0, b"")
+    async with AsyncSessionStore(tmp_path / "sessions") as store:
+        state = await store.load("bot")
+        assert state is not None
+        assert state.last_seq == 7
+
+
+@pytest.mark.real_time
+async def test_the_example_of_a_kill_loses_nothing() -> None:
+    example = await start(sys.executable, str(ROOT / "examples" / "resume.py"), stdout=PIPE)
+    said, _ = await example.communicate()
+    assert example.returncode == 0, said.decode()
+    assert b"lost: 0" in said
+
+
+@pytest.mark.real_time
+async def test_the_example_of_an_own_loop_answers_and_stops_in_order(tmp_path: Path) -> None:
+    async with LocalGateway() as qq:
+        variables = {
+            "QQBOT_APP_ID": qq.app_id,
+            "QQBOT_SECRET": qq.client_secret,
+            "QQBOT_API_URL": qq.api_url,
+            "QQBOT_TOKEN_URL": qq.token_url,
+        }
+        command = (sys.executable, "-W", "error", str(ROOT / "examples" / "own_loop.py"))
+        bot = await start(*command, cwd=tmp_path, env={**os.environ, **variables}, stderr=PIPE)
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
+        await qq.wait_for(lambda qq: qq.sent)
+        bot.send_signal(signal.SIGTERM)
+        _, said = await bot.communicate()
+        assert bot.returncode == 0, said.decode()
 
 
 async def fetch_token(qq: LocalGateway) -> str:
-    import aiohttp
-
     body = {"appId": qq.app_id, "clientSecret": qq.client_secret}
     async with aiohttp.ClientSession() as http, http.post(qq.token_url, json=body) as answer:
         return (await answer.json())["access_token"]
