@@ -57,6 +57,7 @@ class Case:
     in_flight: int = 0
     target: str = "<= 1.5"
     seq: int = 1
+    now: float = _NOW
     running: deque[AbstractContextManager[None]] = field(default_factory=deque)
     frames: deque[object] = field(default_factory=lambda: deque(maxlen=4 * _EVENTS))  # freed later
 
@@ -93,13 +94,18 @@ class Case:
         started = time.thread_time()
         if running:
             for frame in frames:
-                running.append(self.begin(frame))
+                self.now = now = self.now + 0.001
+                event = line.receive(frame, now)
                 await store.record(gateway)
+                handling = gateway.handling(event)  # type: ignore[arg-type]
+                handling.__enter__()
+                running.append(handling)
                 running.popleft().__exit__(None, None, None)
                 await store.record(gateway)
         else:
             for frame in frames:
-                event = line.receive(frame, _NOW)
+                self.now = now = self.now + 0.001
+                event = line.receive(frame, now)
                 await store.record(gateway)
                 with gateway.handling(event):  # type: ignore[arg-type]
                     pass

@@ -55,8 +55,9 @@ class Dispatch(_Event):
         id: its event id. A redelivery may or may not repeat it.
         data: what it is about, as received.
         replayed: it came between Resume and RESUMED.
-        already_handled: skip it. Its number was settled before, or a handler of this process still
-            has it, or its id is in the memory of recent events. Only ever set when that is certain.
+        already_handled: skip it. Its number was settled before, or its id is in the memory of
+            recent events, or a handler of this process still has it, under this number or
+            another. Only ever set when that is certain.
         name: what the memory of recent events knows it by; `None` without that memory.
         generation: which session of which `GatewaySession` of this process it belongs to.
     """

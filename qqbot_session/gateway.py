@@ -110,6 +110,9 @@ class _Phase(Enum):
     REFUSED = "refused"
 
 
+_RESUMING = _Phase.RESUMING  # looked up for every event
+
+
 class Connection:
     """One socket's part of a `GatewaySession`; `GatewaySession.connect` makes it.
 
@@ -360,7 +363,7 @@ class Connection:
             self._gateway._resumed(seq, now)
             self._run(now)
             return Resumed(seq)
-        replayed = self._phase is _Phase.RESUMING
+        replayed = self._phase is _RESUMING
         event = self._gateway._dispatched(kind, seq, event_id, data, replayed)
         if self._deadline is not None and self._phase is not _Phase.OPENED:
             self._deadline = now + _PATIENCE
@@ -490,6 +493,7 @@ class GatewaySession:
         self._watermark = Watermark(max_held_seconds=max_held_seconds)
         self._earlier: deque[int] = deque(maxlen=32)  # the sessions before this one
         self._recent = RecentEvents(remember_events or 0)
+        self._in_hand: dict[str, int] = {}  # number by name, of this session's unsettled events
         self._pace = Pace(jitter)
         self._refusals = 0  # Identifies in a row answered with op 9
         self._now = 0.0  # seconds since the epoch, no later than it is
@@ -586,12 +590,15 @@ class GatewaySession:
         if event.seq is not None:
             watermark.settle(event.seq, event.generation)
         if event.name is not None:
+            self._in_hand.pop(event.name, None)
             self._recent.add(event.name)
 
     def fail(self, event: Dispatch) -> None:
         """Note that the event is in nobody's hands and not handled: a Resume brings it again."""
         if event.seq is not None and not event.already_handled:
             self._watermark.fail(event.seq, event.generation)
+            if event.name is not None and self._in_hand.get(event.name) == event.seq:
+                del self._in_hand[event.name]
 
     @property
     def _session(self) -> SessionState:
@@ -697,6 +704,7 @@ class GatewaySession:
 
     def _new_cursors(self) -> None:
         self._earlier.append(self._watermark.generation)
+        self._in_hand.clear()
         self._watermark.reset()
 
     def _dispatched(
@@ -704,17 +712,26 @@ class GatewaySession:
     ) -> Dispatch:
         watermark, recent = self._watermark, self._recent
         name = recent.name(kind, event_id, data) if recent.limit else None
-        handled = name is not None and bool(
-            name in recent.names or (recent.restored and name in recent)
+        handled = name is not None and (
+            name in recent.names
+            or (bool(recent.restored) and name in recent)
+            or (name in self._in_hand and self._is_copy(name, seq))
         )
         if seq is not None:
             needed = watermark.receive(seq)
             if handled:
                 watermark.settle(seq, watermark.generation)
+            elif name is not None and needed:
+                self._in_hand[name] = seq
             handled = handled or not needed
         if replayed and not handled and self._session.failed_resumes:
             self._session = replace(self._session, failed_resumes=0)  # the Resume was answered
         return Dispatch(kind, seq, event_id, data, replayed, handled, name, watermark.generation)
+
+    def _is_copy(self, name: str, seq: int | None) -> bool:
+        """Whether another number's event, which holds the mark, is the same and in hand."""
+        first = self._in_hand[name]
+        return first != seq and self._watermark.is_open(first)
 
     def _judge(self, code: int | None, phase: _Phase) -> CloseRule:
         """End the latest connection, which was in that phase."""

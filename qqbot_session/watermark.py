@@ -211,6 +211,10 @@ class Watermark:
         """Whether it is certain that this number was settled in this session."""
         return seq in self._runs
 
+    def is_open(self, seq: int) -> bool:
+        """Whether this number holds the mark, or will once it is the lowest that does."""
+        return seq in self._open
+
     def above(self) -> str:
         """Return the numbers settled above the mark, as text like `12-40,45`, for `restore`."""
         mark = -1 if self.settled is None else self.settled

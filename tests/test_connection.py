@@ -463,3 +463,20 @@ def test_a_clock_set_back_does_not_stop_identifies() -> None:
     line.receive(HELLO, NOW - 1e6)
     assert line.frames_to_send() == []
     assert line.closed(4000).wait == 500.0
+
+
+def test_a_socket_that_does_not_open_does_not_make_the_wait_for_an_identify_begin_anew() -> None:
+    # promise 17: what `closed` said was waited for
+    gateway = make(jitter=lambda: 0.0)
+    waits = []
+    for _ in range(20):
+        running(gateway)
+        gateway.closed(4006)
+    for _ in range(3):
+        gateway.connect()
+        waits.append(gateway.closed(None).wait)
+    assert waits == [60.0, 60.0, 60.0]
+    running(gateway, NOW + 500)
+    assert gateway.closed(4006).wait == 500.0
+    gateway.connect()
+    assert gateway.closed(None).wait == 60.0

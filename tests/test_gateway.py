@@ -982,10 +982,58 @@ def test_a_message_is_known_in_a_new_session_too_and_without_a_number() -> None:
     assert dispatch(gateway, message(None, "same")).already_handled
 
 
-def test_only_what_was_handled_is_remembered() -> None:
+def test_a_copy_of_what_a_handler_still_has_is_known() -> None:
+    # promise 18: the same message twice within a second
+    gateway = identified(make(remember_events=10))
+    first = dispatch(gateway, message(2, "same"))
+    assert dispatch(gateway, message(3, "same")).already_handled
+    assert dispatch(gateway, message(None, "same")).already_handled
+    assert gateway.settled == 1  # the first is not done, and comes again if it never is
+    again = restarted(gateway, remember_events=10)
+    again.handshake()
+    assert not dispatch(again, message(2, "same")).already_handled
+    assert dispatch(again, message(3, "same")).already_handled
+    gateway.settle(first)
+    assert gateway.settled == 3
+
+
+@pytest.mark.parametrize("how", ["failed", "let go", "of an earlier session", "below the mark"])
+def test_a_copy_is_handled_if_the_first_may_never_be(how: str) -> None:
+    # promise 18
+    gateway = identified(make(remember_events=10, failed="keep", max_held_seconds=10.0))
+    if how == "below the mark":
+        handle(gateway, 9)
+    first = dispatch(gateway, message(2, "same"))
+    gateway.begin(first)
+    if how == "failed":
+        gateway.fail(first)
+    if how == "let go":
+        assert gateway.receive({"op": 11}, NOW + 11).released == (2,)
+    if how == "of an earlier session":
+        gateway.closed(4006)
+        identified(gateway)
+    copy = dispatch(gateway, message(12, "same"), NOW + 11)
+    assert not copy.already_handled
+    gateway.settle(copy)
+    assert dispatch(gateway, message(13, "same"), NOW + 11).already_handled
+
+
+def test_a_message_that_comes_again_under_its_own_number_is_not_settled_by_it() -> None:
+    # promise 18: the line drops while a handler runs, with the memory on
+    gateway = identified(make(remember_events=10))
+    event = dispatch(gateway, message(2, "same"))
+    gateway.handshake()
+    assert dispatch(gateway, message(2, "same")).already_handled
+    gateway.receive(resumed(3))
+    assert gateway.settled == 1
+    gateway.settle(event)
+    assert gateway.settled == 3
+
+
+def test_only_what_was_handled_or_is_in_hand_is_known() -> None:
     gateway = identified(make(remember_events=10))
     dispatch(gateway, message(2, "same"))
-    assert not dispatch(gateway, message(3, "same")).already_handled
+    assert not dispatch(restarted(gateway, remember_events=10), message(3, "same")).already_handled
 
 
 def test_other_events_go_by_their_event_id_not_by_their_guilds() -> None:
@@ -1192,7 +1240,9 @@ class Play:
     """A gateway that remembers its events, and a bot that meets with misfortune."""
 
     def __init__(self, pick: Any) -> None:
-        self.gateway = identified(make(max_resumes=None, failed="keep"))
+        self.options = {"max_resumes": None, "failed": "keep"}
+        self.options["remember_events"] = pick(st.sampled_from([0, 4]))
+        self.gateway = identified(make(**self.options))
         self.saved = self.gateway.state
         self.history: list[int] = []
         self.handled: list[int] = []
@@ -1247,7 +1297,7 @@ class Play:
     def restart(self, state: SessionState | None) -> None:
         self.running.clear()
         assert state is not None
-        self.gateway = make(max_resumes=None, failed="keep", resume=decode(encode(state)))
+        self.gateway = make(resume=decode(encode(state)), **self.options)
         self.drop()
 
     def check(self) -> None:
