@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from qqbot_session import MemoryStorage
+from qqbot_session.bot import Bot, run_bot
+from qqbot_session.gateway import Dispatch
 from qqbot_session.testing import LocalGateway, Sent
 
 pytestmark = pytest.mark.real_time
@@ -179,3 +182,41 @@ async def test_a_real_client_resumes_when_its_line_dies(
         [sent] = await answers(qq, "C2C_MESSAGE_CREATE", qq.c2c_message("meanwhile"))
         assert sent.content == "heard: meanwhile"
         assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+
+
+@pytest.mark.slow  # at QQ's pace: an Identify in 5 s
+async def test_run_bot_stays_within_every_limit_of_qqs() -> None:
+    # promise 21
+    async def handle(event: Dispatch, bot: Bot) -> None:
+        path = f"/v2/users/{event.data['author']['user_openid']}/messages"
+        await bot.request("POST", path, json={"content": "heard", "msg_id": event.data["id"]})
+
+    limits: dict[str, Any] = {"identify_window": 5.0, "gateway_rate": 2.0, "payload_rate": 120}
+    async with LocalGateway(
+        shards=3, session_starts=3, granted_intents=1 << 25, deduplicate_replies=True, **limits
+    ) as qq:
+        urls = {"api_url": qq.api_url, "token_url": qq.token_url}
+        running = asyncio.create_task(
+            run_bot(
+                qq.app_id, qq.client_secret,
+                intents=1 << 25, handle=handle, sessions=MemoryStorage(), signals=False, **urls,
+            )
+        )  # fmt: skip
+        try:
+            for round in range(6):
+                await qq.wait_for(lambda qq, n=round: begun(qq) == 3 * (n + 1), TIMEOUT)
+                for shard in range(3):
+                    message = qq.c2c_message(f"round {round}")
+                    await qq.emit("C2C_MESSAGE_CREATE", message, shard=(shard, 3))
+                await qq.wait_for(lambda qq, n=round: len(qq.sent) == 3 * (n + 1), TIMEOUT)
+                await (qq.close(4009) if round % 2 else qq.drop())
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        assert (len(qq.identifies), qq.remaining()) == (3, 0)
+        assert {call.status for call in [*qq.calls, *qq.sent]} == {200}
+        assert {client.close_code for client in qq.clients} <= {None, 4000, 4009}
+
+
+def begun(qq: LocalGateway) -> int:
+    return sum(client.started is not None for client in qq.clients)
