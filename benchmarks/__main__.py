@@ -27,6 +27,7 @@ QUESTIONS = (
     "first_save",
     "batch",
     "fleet",
+    "storages",
     "load_all",
     "cold_load",
     "import_time",

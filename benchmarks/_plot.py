@@ -9,7 +9,7 @@ from html import escape
 
 _WIDTH, _HEIGHT = 840, 430
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 380, 20, 50  # margins
-_COLOURS = ("#2f81f7", "#d29922", "#3fb950", "#db61a2")
+_COLOURS = ("#2f81f7", "#d29922", "#3fb950", "#db61a2", "#8957e5", "#1b7c83")
 _DASHES = ("", "7 4", "2 3", "8 3 2 3")
 
 

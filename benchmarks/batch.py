@@ -81,12 +81,8 @@ async def _measure(settings: Settings, place: str, directory: Path) -> list[Row]
         idle = await take_turns(sides | more_sides, settings.repeats(40))
         async with _busy_loop(_compute):
             busy["callbacks"] = await take_turns(sides, settings.repeats(20))
-        near, far = socket.socketpair()
-        with near, far:
-            near.setblocking(False)
-            far.setblocking(False)
-            async with _busy_loop(partial(_handle_events, near, far)):
-                busy["events"] = await take_turns(sides, settings.repeats(20))
+        async with busy_with_events():
+            busy["events"] = await take_turns(sides, settings.repeats(20))
     await fast.aclose()
     await durable.aclose()
     return _idle_rows(place, idle) + [
@@ -242,6 +238,17 @@ async def _busy_loop(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.asynccontextmanager
+async def busy_with_events() -> AsyncIterator[None]:
+    """Keep the loop reading and decoding events for 9 of every 10 milliseconds."""
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        async with _busy_loop(partial(_handle_events, near, far)):
+            yield
 
 
 async def _compute() -> None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qqbot_session import AsyncSessionStore, FileStorage, MemoryStorage, WriteDetails
+from qqbot_session import AsyncSessionStore, FileStorage, MemoryStorage, Storage, WriteDetails
 from qqbot_session.state import encode
 
 from ._measure import (
@@ -43,6 +43,7 @@ class Run:
     """One run: rates per second, everything else in seconds."""
 
     files: float = 0.0
+    work: float = 0.0  # of all threads, per file
     late: list[float] = field(default_factory=list)
     close: float = 0.0
     oldest: float = 0.0
@@ -171,6 +172,13 @@ async def _ours(
     *,
     durable: bool = False,
 ) -> Run:
+    return await run_on(FileStorage(directory, durable=durable), ids, rate, warm_up, seconds)
+
+
+async def run_on(
+    storage: Storage, ids: list[str], rate: int, warm_up: float, seconds: float
+) -> Run:
+    """Run a fleet on a storage, and close it."""
     run = Run()
     since = dict.fromkeys(ids, 0.0)
     files = [0]
@@ -182,7 +190,6 @@ async def _ours(
             run.oldest = max(run.oldest, now - since[account_id])
             since[account_id] = now - details.seconds
 
-    storage = FileStorage(directory, durable=durable)
     store = AsyncSessionStore(storage, on_write=on_write)
     for start in range(0, len(ids), 500):
         for account_id in ids[start : start + 500]:
@@ -192,13 +199,14 @@ async def _ours(
     await asyncio.sleep(1.5)  # every window is over
     gc.collect()
     await _drive(store.update_last_seq, ids, rate, warm_up)
-    now = time.perf_counter()
+    now, worked = time.perf_counter(), time.process_time()
     since.update(dict.fromkeys(ids, now))
     run.oldest = 0.0
     files[0] = 0
     async with lag_probe() as run.late:
         run.wanted = await _drive(store.update_last_seq, ids, rate, seconds)
     run.files = files[0] / (time.perf_counter() - now)
+    run.work = (time.process_time() - worked) / max(1, files[0])
     oldest = run.oldest
     run.close = await _close(store, ids)
     run.oldest = oldest

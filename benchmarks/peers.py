@@ -16,10 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import socket
 import statistics
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
@@ -39,6 +36,7 @@ from ._measure import (
     take_turns,
     temporary_directory,
 )
+from ._servers import redis_server
 
 _CALLS = 30  # per turn
 _RECORD = encode(state("bot"))
@@ -139,37 +137,11 @@ async def _diskcache(directory: Path) -> AsyncIterator[_Call]:
 
 @contextlib.asynccontextmanager
 async def _redis(directory: Path) -> AsyncIterator[_Call]:
-    from redis.asyncio import Redis
+    from redis.asyncio import from_url
 
-    server = shutil.which("redis-server")
-    if server is None:
-        raise FileNotFoundError("no `redis-server` command")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs yet
-        [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)],
-        stdout=subprocess.DEVNULL,
-    )
-    client = Redis(host="127.0.0.1", port=port)
-    try:
-        await _answers(client.ping)
-        yield lambda number: client.set("bot", _RECORD)
-    finally:
-        await client.aclose()
-        process.terminate()
-        process.wait()
-
-
-async def _answers(ping: Callable[[], Awaitable[object]]) -> None:
-    from redis.exceptions import RedisError
-
-    for _ in range(100):
-        with contextlib.suppress(OSError, RedisError):
-            await ping()
-            return
-        await asyncio.sleep(0.05)
-    raise FileNotFoundError("`redis-server` does not answer")
+    with redis_server(directory) as (url, _):
+        async with from_url(url) as client:
+            yield lambda number: client.set("bot", _RECORD)
 
 
 @contextlib.asynccontextmanager

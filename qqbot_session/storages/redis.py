@@ -37,6 +37,7 @@ _T = TypeVar("_T")
 
 _PAGE = 256  # records per call of a scan
 _KEYS_AT_ONCE = 500  # looked at per call of SCAN
+_LEASE = b":lease"  # behind the record's key
 _CLOCK_IS_KNOWN = 60.0  # seconds until the server is asked for its time again
 
 
@@ -274,7 +275,7 @@ class RedisStorage:
         return unquote(key[len(self._prefix) + 1 : -1].decode("utf-8", "replace"))
 
     def _lease(self, account_id: str) -> bytes:
-        return self._key(account_id) + b":lease"
+        return self._key(account_id) + _LEASE
 
     # Calls
 
@@ -425,7 +426,8 @@ class RedisStorage:
         keys: list[bytes] = []
         values: list[Any] = []
         for account_id, data in changes.items():
-            keys += (self._key(account_id), self._lease(account_id))
+            key = self._key(account_id)
+            keys += (key, key + _LEASE)
             values += (self._tokens.get(account_id, ""), int(data is not None), data or b"")
         owner = keys[0] if self._is_cluster else self._prefix
         order = b"%s:order:%s" % (owner, self._name)
