@@ -11,7 +11,8 @@ Rules:
   after the other by one task, which takes the newest states at the last moment.
 * A commit that raises has failed for the storage as a whole: what is queued behind it fails too.
 * To be cancelled means to make one more attempt, at once. An account's task waits for it; the
-  writing task commits the batch it was cancelled in once more, and what is queued behind it.
+  writing task goes on to the end of its queue, and commits once more what was cancelled with it.
+* The storage's calls run in tasks of their own: nothing they do to their task is done to ours.
 * Tasks are made past the loop's task factory, in an empty context, and their coroutines are
   started by hand (`_primed`), so that a task cancelled before its first step finds itself inside
   its `try`. Whatever ends a task, KeyboardInterrupt included, its done-callback cleans up; a batch
@@ -25,7 +26,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
-from contextvars import Context
+from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from types import MappingProxyType, coroutine
 from typing import Any, TypeVar
@@ -127,6 +129,7 @@ class GroupCommit:
         self._keepers: dict[str, Keeper] = {}
         self._queue: deque[Batch] = deque()
         self._writer: asyncio.Task[None] | None = None
+        self._call: asyncio.Task[Any] | None = None  # the storage's commit
         self._failing: dict[str, _Failure] = {}
         self._begun: dict[str, BaseException] = {}  # failing, and not told yet
         self._healed: list[str] = []
@@ -197,8 +200,10 @@ class GroupCommit:
         pending = {self.join(account) for account in self._ledger.unsaved()}
         cancelled = await outlast(pending)
         self._aborted = True
-        tasks = [keeper.task for keeper in self._keepers.values()] + [self._writer]
-        alive = {task for task in tasks if task is not None and not task.done()}
+        tasks = [*(keeper.task for keeper in self._keepers.values()), self._writer, self._call]
+        alive: set[asyncio.Task[Any]] = {
+            task for task in tasks if task is not None and not task.done()
+        }
         for task in alive:
             _ = task.cancel()
         cancelled = await outlast(alive, cancelled) or cancelled
@@ -352,31 +357,23 @@ class GroupCommit:
     # Writing
 
     async def _write(self) -> None:
-        """Be the writing task: attempt every batch that is queued, then end."""
-        cancelled: asyncio.CancelledError | None = None
-        try:
+        """Be the writing task: attempt every batch that is queued, then end, cancelled or not."""
+        with suppress(asyncio.CancelledError):
             await _first_step()
-        except asyncio.CancelledError as error:
-            cancelled = error
         while self._queue and not self._aborted:
-            try:
-                if cancelled is None:
-                    await asyncio.sleep(0)  # who else is due in this turn of the loop?
-                await self._commit(self._queue[0], hurried=cancelled is not None)
-            except asyncio.CancelledError as error:
-                cancelled = error  # this batch counts as failed and is committed once more
-        if cancelled is not None:
-            raise cancelled
+            await _let_others_in()  # who else is due in this turn of the loop?
+            await self._commit(self._queue[0])
 
-    async def _commit(self, batch: Batch, *, hurried: bool) -> None:
+    async def _commit(self, batch: Batch) -> None:
         batch.taken = True
         changes: dict[str, bytes | None] = {}
         failures: dict[str, BaseException] = {}
         seconds = 0.0
         if batch.outage is None:
-            await self._take(batch, changes, failures, hurried=hurried)
+            await self._take(batch, changes, failures)
             started = time.perf_counter()
-            failures |= await self._hand_over(changes) if changes else {}
+            if changes and not await self._hand_over(changes, failures):
+                return  # this batch is committed once more, at once, unless all is over
             seconds = time.perf_counter() - started
         else:
             unsaved = [k.account.id for k in batch.keepers.values() if k.account.unsaved]
@@ -386,23 +383,18 @@ class GroupCommit:
         self._report(changes, failures, seconds)
 
     async def _take(
-        self,
-        batch: Batch,
-        changes: dict[str, bytes | None],
-        failures: dict[str, BaseException],
-        *,
-        hurried: bool,
+        self, batch: Batch, changes: dict[str, bytes | None], failures: dict[str, BaseException]
     ) -> None:
-        """Encode the newest states, in pieces below a millisecond unless there is no time."""
+        """Encode the newest states, in pieces that take less than a millisecond."""
         work, now = 0, None
         for account_id, keeper in batch.keepers.items():
             account = keeper.account
             if not account.unsaved:
                 continue
             work += 1 if account.mark is None else _ASKED
-            if work > _BATCH and not hurried:
+            if work > _BATCH:
                 work, now = 0, None
-                await asyncio.sleep(0)
+                await _let_others_in()
             try:
                 if now is None and account.changed and account.state is not None:
                     now = read_clock(self._clock)
@@ -412,20 +404,40 @@ class GroupCommit:
             except BaseException as error:  # noqa: BLE001 - a clock or a source may raise anything
                 failures[account_id] = error
 
-    async def _hand_over(self, changes: Mapping[str, bytes | None]) -> dict[str, BaseException]:
-        """Have the storage commit; return the failures, whatever it answers or raises."""
+    async def _hand_over(
+        self, changes: Mapping[str, bytes | None], failures: dict[str, BaseException]
+    ) -> bool:
+        """Have the storage commit; note what failed, whatever it answers or raises.
+
+        Returns:
+            Whether the attempt has ended: not if it was cancelled, and this task too.
+        """
+        self._call = call = _begin(Context(), self._storage.commit, changes)
+        cancelled = False
+        while not call.done():
+            try:
+                await asyncio.wait([call])
+            except asyncio.CancelledError:
+                cancelled = True
+                if self._aborted:
+                    return False
+        self._call = None
+        if cancelled and call.cancelled():
+            return False
         try:
-            answer = await guarded(self._storage.commit, changes)
+            answer = _outcome(call)
         except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
             for batch in self._queue:  # a time-out for each of them would be one too many
                 batch.taken, batch.outage = True, error
-            return dict.fromkeys(changes, error)
+            failures |= dict.fromkeys(changes, error)
+            return True
         try:
-            failures = {key: _as_error(error) for key, error in dict(answer).items()}
+            answered = {key: _as_error(error) for key, error in dict(answer).items()}
         except Exception:  # noqa: BLE001 - an answer may be anything too
             wrong = TypeError(f"commit answered {type(answer).__name__}, not the failures")
-            return dict.fromkeys(changes, wrong)
-        return {key: error for key, error in failures.items() if key in changes}
+            answered = dict.fromkeys(changes, wrong)
+        failures |= {key: error for key, error in answered.items() if key in changes}
+        return True
 
     def _finish(self, batch: Batch, failures: Mapping[str, BaseException]) -> None:
         """Note what was attempted, and when each account may join again."""
@@ -536,24 +548,41 @@ def read_clock(clock: Callable[[], float]) -> float:
     raise ValueError(f"the clock must give seconds since 1970, not {now!r:.100}")
 
 
-async def guarded(function: Callable[..., Awaitable[_T]], *args: Any) -> _T:
-    """Await a call of somebody's whose failures are all an `Exception`.
+async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
+    """Await a call of somebody's, in a task of its own: what ends it in any way is an `Exception`.
 
-    A `CancelledError` that nobody asked this task for is one of them.
+    Only who is cancelled gets a `CancelledError`, whatever the call does to the task it runs in.
     """
-    task = asyncio.current_task()
-    # A task that cancelled itself is told so by its next await.
-    before = 0 if task is None else task.cancelling() - getattr(task, "_must_cancel", 0)
+    call = _begin(copy_context(), function, *args)
     try:
-        return await function(*args)
-    except (Exception, *EXITS):
+        await asyncio.wait([call])
+    except asyncio.CancelledError:
+        _ = call.cancel()
         raise
-    except asyncio.CancelledError as error:
-        if task is None or task.cancelling() > before:
-            raise
-        raise RuntimeError("it was cancelled by somebody else") from error
-    except BaseException as error:
-        raise RuntimeError(f"it raised {type(error).__name__}") from error
+    return _outcome(call)
+
+
+def _begin(
+    context: Context, function: Callable[..., Awaitable[_T]], *args: object
+) -> asyncio.Task[_T]:
+    async def call() -> _T:
+        return await function(*args)
+
+    task = asyncio.Task(
+        call(), loop=asyncio.get_running_loop(), name=f"{_NAME}commit:storage", context=context
+    )
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.add_done_callback(_retrieve, context=context)
+    return task
+
+
+def _outcome(call: asyncio.Task[_T]) -> _T:
+    if call.cancelled():
+        raise RuntimeError("it was cancelled by somebody else")
+    error = call.exception()
+    if error is None or isinstance(error, Exception):
+        return call.result()
+    raise RuntimeError(f"it raised {type(error).__name__}") from error
 
 
 async def outlast(
@@ -586,10 +615,16 @@ def _as_error(error: object) -> BaseException:
     return TypeError(f"commit answered {error!r:.100} in place of an error")
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
+def _retrieve(task: asyncio.Task[Any]) -> None:
     """Take note of how the task ended; a KeyboardInterrupt has gone its way through the loop."""
     if not task.cancelled():
         _ = task.exception()
+
+
+async def _let_others_in() -> None:
+    """Give the loop a turn; for who is cancelled in it, that is over at once."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
 
 
 @coroutine

@@ -14,8 +14,9 @@ import functools
 import logging
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,7 @@ class Known:
         stamp: `saved_at` of what was handed over last and not acknowledged, and its version.
         quick: how many writes may come before a window is over.
         ended: when the last write was answered.
+        changes: the latest ones, as `(version, state)`: what is handed over was taken a turn ago.
     """
 
     state: SessionState | None = None
@@ -212,6 +214,7 @@ class Known:
     stamp: tuple[int, float] | None = None
     quick: int = 1
     ended: float = -QUIET
+    changes: deque[tuple[int, SessionState | None]] = field(default_factory=lambda: deque(maxlen=5))
 
     @property
     def has_session(self) -> bool:
@@ -221,6 +224,7 @@ class Known:
         self.state = state
         self.denied = False
         self.version += 1
+        self.changes.append((self.version, state))
         self.dirty = self.ours = True
         if quick:
             self.quick = max(self.quick, 2)
@@ -257,13 +261,8 @@ class Model:
         versions = {}
         for account_id, data in changes.items():
             known = self.known[account_id]
-            versions[account_id] = known.version
-            self.require(known.dirty, account_id, "is written though it is on storage")
-            retry = known.stamp is not None and known.stamp[0] == known.version
-            stamp = known.stamp[1] if retry and known.stamp else self.clock()
-            known.stamp = (known.version, stamp)
-            newest = None if known.state is None else encode(known.state, saved_at=stamp)
-            self.require(data == newest, account_id, "is written as", data, "not as", newest)
+            versions[account_id] = self.taken(known, data)
+            self.require(versions[account_id] > 0, account_id, "is written as", data)
             wait = min(self.window(known), 1.0)
             early = self.loop.time() < known.ended + wait - 1e-6
             self.require(not early or known.quick > 0, account_id, "is written too early")
@@ -271,6 +270,16 @@ class Model:
             self.flying.add(account_id)
             self.possible[account_id].add(data)
         return versions
+
+    def taken(self, known: Known, data: bytes | None) -> int:
+        """Return the version that was encoded, 0 if it is none of the latest."""
+        for version, state in reversed(known.changes):
+            retry = known.stamp is not None and known.stamp[0] == version
+            stamp = known.stamp[1] if retry and known.stamp else self.clock()
+            if data == (None if state is None else encode(state, saved_at=stamp)):
+                known.stamp = (version, stamp)
+                return version
+        return 0
 
     def window(self, known: Known) -> float:
         """Return the shortest time from the last write to the next: little for what is young."""
@@ -404,7 +413,17 @@ class Machine(RuleBasedStateMachine):
                 while self.loop.clock.threads:  # noqa: ASYNC110 - it has no event
                     await asyncio.sleep(0)
 
-        return self.loop.run_until_complete(guarded())
+        try:
+            return self.loop.run_until_complete(guarded())
+        finally:
+            while self.unheard:
+                self.loop.run_until_complete(asyncio.sleep(0))
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the storage has answered, as the model knows, and the store did not hear yet."""
+        call = self.store._commit._call
+        return call is not None and call.done()
 
     @property
     def gate_open(self) -> bool:
@@ -484,6 +503,8 @@ class Machine(RuleBasedStateMachine):
             update = self.store.update_last_seq(state.account_id, last_seq + step)
             await self.renew(state.account_id, last_seq + step, update)
             await asyncio.sleep(seconds)
+            while self.unheard:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0)
             self.nothing_went_wrong()
             self.what_is_unsaved_is_known()
 
