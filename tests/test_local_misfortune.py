@@ -143,6 +143,7 @@ async def test_an_upgrade_can_be_refused(bot: Bot, qq: LocalGateway, code: int) 
         await bot.connect()
     assert (caught.value.status, qq.clients) == (code, [])
     assert (await bot.connect())["op"] == 10
+    assert qq.requests["/websocket"] == 2
 
 
 async def test_an_upgrade_can_be_cut_off(bot: Bot, qq: LocalGateway) -> None:
@@ -343,3 +344,19 @@ def test_what_the_class_promises_is_there() -> None:
     names = {name for cell in re.findall(r"`(.+?)`", table) for name in re.findall(r"^\w+", cell)}
     assert {"drop", "withhold", "ready_shard"} < names
     assert [name for name in names if not hasattr(LocalGateway, name)] == []
+
+
+async def test_what_cannot_be_scripted_is_an_error_that_names_it(qq: LocalGateway) -> None:
+    with pytest.raises(ValueError, match="'Hello'"):
+        qq.withhold("Hello")  # type: ignore[arg-type]
+    for code in (99, 5000, True, "op8"):
+        with pytest.raises(ValueError, match=repr(code)):
+            qq.refuse_resumes(code=code)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=repr(code)):
+            qq.refuse_identifies(code=code)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="70000"):
+        await qq.close(70000)
+    with pytest.raises(ValueError, match="'gateway'"):
+        qq.respond("GET", "gateway", {})
+    with pytest.raises(ValueError, match="'tiny'"):
+        await qq.send_malformed("tiny")

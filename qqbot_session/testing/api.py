@@ -86,6 +86,8 @@ class Api:
         self._hanging: set[asyncio.Transport] = set()
 
     def script(self, method: str, path: str, answer: Answer, times: int | None) -> None:
+        if not path.startswith("/"):
+            raise ValueError(f"a path begins with a slash: {path!r}")
         if times is None or times > 0:
             self._scripted.append(_Scripted(method.upper(), _pattern(path), answer, times))
 
@@ -97,9 +99,12 @@ class Api:
         for transport in self._hanging:
             transport.abort()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    def count(self, request: web.Request) -> None:
         self.requests[request.path] += 1
         self._changed()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.count(request)
         call = Call(
             method=request.method,
             path=request.path,

@@ -47,7 +47,7 @@ from .frames import Frames
 from .payloads import Samples, malformed_frame
 from .records import Call, Client, Delivery, Heartbeat, Identify, Records, Resume, Sent
 from .sessions import Event, Session, Sessions
-from .settings import Refusal, Script, Settings, Shard, Withheld
+from .settings import Refusal, Script, Settings, Shard, Withheld, check_code
 
 _HANG_UP = 0.2  # seconds that clients have to read the last close frame
 _UPLOAD = 64 << 20  # bytes of a body; files come as base64 within JSON
@@ -113,7 +113,7 @@ class LocalGateway(Settings, Samples):
         identifies: all clients' Identifies, and so `resumes`, `heartbeats`, `delivered`.
         sent: the bots' answers: messages, files, interactions; with the status each was given.
         calls: every other HTTP call.
-        requests: how often each HTTP path was asked for.
+        requests: how often each HTTP path was asked for, `/websocket` too, refused or not.
 
     Misfortunes. Those that strike lines act on the lines of one `shard` (`(id, count)`) or on all
     open ones, return how many they struck, and do not wait for the client:
@@ -288,6 +288,7 @@ class LocalGateway(Settings, Samples):
             (line.transport.abort if stuck else line.transport.close)()
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        self._api.count(request)
         if self._script.upgrades:
             return _refuse_upgrade(request, self._script.upgrades.popleft())
         ws = web.WebSocketResponse(timeout=GOODBYE, autoclose=False, autoping=False)
@@ -388,6 +389,7 @@ class LocalGateway(Settings, Samples):
     @_at_home
     async def close(self, code: int, reason: str = "", *, shard: Shard | None = None) -> int:
         """Close the lines with a code, and return when the close frames are sent."""
+        check_code(code)
         lines = self._open(shard)
         for line in lines:
             line.close(code, reason)
@@ -402,6 +404,7 @@ class LocalGateway(Settings, Samples):
 
         The field sees 4009 either way (openclaw#78890).
         """
+        check_code(then)
         for line in self._open(shard):
             line.farewell = then
             line.later("reconnect", delay, line.close, then, "Session timed out")
@@ -452,16 +455,16 @@ class LocalGateway(Settings, Samples):
 
     def withhold(self, frame: Withheld, times: int = 1) -> None:
         """Leave out the next `"HELLO"`, `"READY"` or `"RESUMED"`; all else goes on as if sent."""
-        self._script.withheld[frame] += times
+        self._script.withhold(frame, times)
 
     def refuse_identifies(self, times: int = 1, code: Refusal = "op9") -> None:
         """Refuse the next Identifies, as `refuse_resumes` does; no session start is spent."""
-        self._script.identifies.extend([code] * times)
+        self._script.refuse(self._script.identifies, times, code)
 
     def refuse_resumes(self, times: int = 1, code: Refusal = 4006) -> None:
         """Refuse the next Resumes with a close code, op 9 (`d: false`, line open), or, with
         `None`, by dropping the line. The sessions themselves stay."""
-        self._script.resumes.extend([code] * times)
+        self._script.refuse(self._script.resumes, times, code)
 
     def expire_sessions(self) -> None:
         """End every session: offline ones now, the others when their lines end."""

@@ -62,6 +62,8 @@ def malformed_frame(kind: str) -> str | bytes:
         "data missing": '{"op":10}',
         "binary": b"\x00\xff\xfe not text",
     }
+    if kind not in frames:
+        raise ValueError(f"not one of {[*MALFORMED, 'huge']}: {kind!r}")
     return frames[kind]
 
 

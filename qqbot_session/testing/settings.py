@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Shard = tuple[int, int]
 Refusal = int | Literal["op9"] | None
@@ -40,6 +40,12 @@ class Settings:
         """Be there for `LocalGateway` to override: the constructor calls it."""
 
 
+def check_code(code: Refusal) -> None:
+    """Raise `ValueError` for what no close frame can carry (RFC 6455, 7.4)."""
+    if code not in (None, "op9") and not (type(code) is int and 1000 <= code < 5000):
+        raise ValueError(f"not a close code of 1000 to 4999, 'op9' or None: {code!r}")
+
+
 @dataclass(slots=True)
 class Script:
     """The misfortunes that wait for whoever comes next."""
@@ -51,6 +57,15 @@ class Script:
     half_open: int = 0
     late: int = 0
     acks_muted: bool = False
+
+    def withhold(self, frame: Withheld, times: int) -> None:
+        if frame not in get_args(Withheld):
+            raise ValueError(f"not one of {get_args(Withheld)}: {frame!r}")
+        self.withheld[frame] += times
+
+    def refuse(self, queue: deque[Refusal], times: int, code: Refusal) -> None:
+        check_code(code)
+        queue.extend([code] * times)
 
     def withholds(self, frame: Withheld) -> bool:
         """Return whether this frame is to be left out, and count it."""
