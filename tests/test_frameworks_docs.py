@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import frameworks
@@ -40,6 +42,26 @@ async def test_a_bot_with_the_change_that_is_shown_loses_nothing(
     assert (before.identifies, before.resumes) == (2, 0)
     assert after.lost == []
     assert (after.identifies, after.resumes) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "example"),
+    [("botpy", "botpy_bot"), ("nonebot", "nonebot_bot"), ("agent-sdk", "agent_sdk_bot")],
+)
+def test_an_example_is_killed_and_loses_nothing(environment: str, example: str) -> None:
+    python = frameworks.python_of(environment)
+    if not python.exists():
+        pytest.skip(f"no environment: python tests/frameworks.py {environment}")
+    result = subprocess.run(
+        [python, ROOT / "examples" / f"{example}.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    last = result.stdout.strip().splitlines()[-1]
+    assert re.fullmatch(r"-- 40 messages, 0 lost, \d+ answered twice, 1 Identify, 1 Resume", last)
 
 
 def test_both_languages_show_the_same_changes() -> None:

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -60,7 +59,7 @@ class Entrance:
     def __init__(self, ask: Callable[[], Awaitable[Told]], told: Told | None = None) -> None:
         self._ask = ask
         self._told = told
-        self._asked_at = time.monotonic()
+        self._asked_at = _now()
         self._queue = asyncio.Lock()
         self._granted: deque[float] = deque()
 
@@ -74,15 +73,19 @@ class Entrance:
                 await asyncio.sleep(nap)
                 told = await self._ask_if_need_be()
             if len(self._granted) >= max(1, told.max_concurrency):
-                await asyncio.sleep(self._granted.popleft() + _PACE - time.monotonic())
-            self._granted.append(time.monotonic())
+                await asyncio.sleep(self._granted.popleft() + _PACE - _now())
+            self._granted.append(_now())
             self._told = replace(told, remaining=told.remaining - 1)
 
     async def _ask_if_need_be(self) -> Told:
-        now = time.monotonic()
+        now = _now()
         if self._told is None or now >= self._asked_at + _ASK_AGAIN:
             self._told, self._asked_at = await self._ask(), now
         return self._told
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def end_of(tasks: Collection[asyncio.Task[Any]]) -> None:
