@@ -838,7 +838,7 @@ async def test_the_command_serves_until_it_is_told_to_stop(
         output, errors = await process.communicate()
     assert (process.returncode, errors) == (0, b"")
     assert b"Identify" in output
-    assert """c2c to U0: {"content":"你好","msg_id":"m1"} (answers m1)""" in output.decode()
+    assert "c2c to U0: '你好', to answer m1…: 200" in output.decode()
 
 
 class LoudStdout(io.StringIO):

@@ -135,13 +135,14 @@ class Api:
         fields = {name: getattr(call, name) for name in Call.__slots__}
         fields |= {"status": status, "answer": answer.body}
         kind, to = _reply(call)
-        _log.debug("%s %s: %s", call.method, call.path, status or "no answer")
         if kind is None:
             self._records.add(Call(**fields))
+            _log.debug("%s %s: %s", call.method, call.path, status or "no answer")
             return
         sent = Sent(**fields, kind=kind, to=to)
-        _log.debug("%s to %s: %s (answers %s)", kind, to, dump(sent.body), sent.msg_id)
         self._records.add(sent)
+        what, to_what = sent.content or dump(sent.body), sent.msg_id or sent.event_id
+        _log.debug("%s to %s: %r, to answer %.20s…: %s", kind, to, what, to_what, status)
 
     async def _send(self, request: web.Request, answer: Answer) -> web.Response:
         if (answer.hang or answer.status is None) and request.transport is not None:
