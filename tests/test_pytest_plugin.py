@@ -25,6 +25,7 @@ FATAL = [  # all but what other plugins say of themselves
     "-Werror::pytest.PytestUnhandledThreadExceptionWarning",
     "-Werror::pytest.PytestUnraisableExceptionWarning",
 ]
+OURS = ["-p", "no:hypothesispytest", "-p", "no:pytest_cov", "-p", "no:timeout"]  # costs a second
 NAME, MODULE = "qqbot_session", "qqbot_session.testing.plugin"
 
 BOT = """
@@ -135,7 +136,7 @@ def run_pytest(directory: Path, *options: str, **files: str) -> tuple[dict[str, 
     plugin = [] if entry_points(group="pytest11", name=NAME) else ["-p", MODULE]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"]
     result = subprocess.run(
-        [*command, *FATAL, *plugin, *options],
+        [*command, *FATAL, *OURS, *plugin, *options],
         cwd=directory, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     *_, summary = result.stdout.strip().splitlines()
