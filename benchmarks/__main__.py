@@ -24,6 +24,7 @@ from ._measure import Row, Settings, journaled, machine, table
 QUESTIONS = (
     "hot_path",
     "event",
+    "runner",
     "first_save",
     "batch",
     "fleet",

@@ -153,7 +153,8 @@ class ShardRunner:
         self._handlers: set[asyncio.Task[None]] = set()
         self._waiting: deque[Dispatch] = deque()
         self._cancels = 0  # requests to cancel our task that came before `run`
-        self._epoch = 0.0  # what dates the loop's clock, which nobody sets
+        self._clock = time.monotonic  # the loop's, once there is one
+        self._epoch = 0.0  # what dates that clock, which nobody sets
         self._skipped = 0  # frames, since they were last spoken of
         self._quiet_until = 0.0  # on the loop's clock
         self._connected_since: float | None = None
@@ -210,7 +211,8 @@ class ShardRunner:
     async def _one_line(self) -> CloseRule:
         """Open a line, serve it to its end, and return what follows."""
         connection, code = self._gateway.connect(), None
-        self._epoch = time.time() - asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self._epoch = time.time() - self._clock()
         if (opened := await self._open()) is not None:
             token, socket = opened
             try:
@@ -404,7 +406,7 @@ class ShardRunner:
 
     def _tell_skipped(self, error: GatewayProtocolError) -> None:
         self._skipped += 1
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         if now >= self._quiet_until:
             self._quiet_until = now + _QUIET
             count, self._skipped = self._skipped, 0
@@ -436,7 +438,7 @@ class ShardRunner:
         self._store.record_nowait(self._gateway)
 
     def _now(self) -> float:
-        return self._epoch + asyncio.get_running_loop().time()
+        return self._epoch + self._clock()
 
     def _raise_if_asked_to_end(self, error: BaseException) -> None:
         """Raise a cancellation that is ours; one that came out of a library is its failure."""

@@ -228,13 +228,14 @@ async def killed(library: str, seed: int, share: float) -> Row:
     """SIGKILL at random moments, also during the start; handlers of 0 to 0.3 s, 2 % raise."""
     async with a_trial(library, seed, longest=0.3, fail=0.02) as trial:
         await trial.first_start()
-        times = max(3, round(100 * share))
+        times, resumed = max(3, round(100 * share)), -1
         async with trial.fed(any_rate(trial)):
             for _ in range(times):
-                await asyncio.sleep(
-                    trial.random.choice([0.05, 0.3, 1.0, 2.0]) * trial.random.random()
-                )
+                if trial.random.random() < 0.6:  # else during the start, as like as not
+                    await trial.until(lambda n=resumed: trial.said["resumed"] > n, 10)
+                await asyncio.sleep(trial.random.random())
                 await trial.end(signal.SIGKILL)
+                resumed = trial.said["resumed"]
                 await trial.start()
         await trial.until(lambda: not trial.missing)
         await trial.end(signal.SIGTERM)
