@@ -86,9 +86,13 @@ def test_a_whole_bot_is_about_25_lines() -> None:
 
 
 @pytest.mark.real_time
-async def test_the_bot_answers_and_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_the_bot_answers_and_goes_on_where_it_was(tmp_path: Path, loop: str) -> None:
     """As README says: QQ by its command on this machine, and the variables that it prints."""
-    program = [sys.executable, "-W", "error", "-c", block_with("run_bot(")]
+    pytest.importorskip(loop)
+    text = block_with("run_bot(").replace("asyncio.run(", f"{loop}.run(")
+    text = text.replace("import asyncio\n", f"import {loop}\n", 1)
+    program = [sys.executable, "-W", "error", "-c", text]
     command = ["-u", "-m", "qqbot_session.testing", "--port", "0", "--every", "0.05"]
     qq = await start(sys.executable, *command, stdout=PIPE)
     try:
