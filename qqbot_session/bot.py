@@ -36,6 +36,7 @@ except ImportError as error:
         'qqbot_session.bot needs aiohttp: pip install "qqbot_session[bot]"'
     ) from error
 
+from .commit import say
 from .errors import ApiError, GatewayRefusedError, LeaseLostError
 from .gateway import Dispatch, Event, Hello, Ready
 from .integrations.aiohttp import AiohttpSocket, connect
@@ -50,8 +51,6 @@ API_URL = "https://api.bot.qq.com"
 SANDBOX_API_URL = "https://sandbox.api.sgroup.qq.com"
 """The only sandbox that a document names."""
 TOKEN_URL = "https://api.bot.qq.com/app/getAppAccessToken"
-
-_log = logging.getLogger("qqbot_session")
 
 Shard: TypeAlias = tuple[int, int]
 Handle: TypeAlias = "Callable[[Dispatch, Bot], Awaitable[object]]"
@@ -270,8 +269,9 @@ async def _until_a_signal(life: Coroutine[Any, Any, None], signals: bool) -> Non
     def stop(number: int) -> None:
         nonlocal stopped
         stopped = True
-        _log.info("%s: stopping; another signal ends the grace", signal.Signals(number).name)
         work.cancel()
+        text = "%s: stopping; another signal ends the grace"
+        say(logging.INFO, text, signal.Signals(number).name, extra={"qqbot_reason": "signal"})
 
     with _handling_signals(stop) if signals else contextlib.nullcontext():
         try:
@@ -378,7 +378,7 @@ class _Tokens:
             self._try_at = _now() + pause
             text = "no access token: %s; next try in %.0f s or later"
             fields = {"qqbot_reason": "token", "qqbot_app": self._app_id, "qqbot_wait": pause}
-            _log.warning(text, describe(error), pause, extra=fields)
+            say(logging.WARNING, text, describe(error), pause, extra=fields)
             return
         self._failures, self._try_at = 0, 0.0
         self._token, self._fetched_at = token, now
@@ -526,7 +526,8 @@ class _Entrance:
                 return
             if told != self._resets_at:
                 told = self._resets_at
-                _log.warning(
+                say(
+                    logging.WARNING,
                     "no session start remains today: waiting until %s",
                     _local_time(self._resets_at - now),
                     extra={"qqbot_reason": "session_starts", "qqbot_wait": self._resets_at - now},
@@ -552,7 +553,7 @@ class _Entrance:
                 if isinstance(error, ApiError) and _is_too_often(error):
                     self._quiet_until = now + _TOO_OFTEN_WAIT
                 fields = {"qqbot_reason": "gateway", "qqbot_app": self._api.app_id}
-                _log.warning("/gateway/bot: %s", describe(error), extra=fields)
+                say(logging.WARNING, "/gateway/bot: %s", describe(error), extra=fields)
                 return False
             return True
 

@@ -16,15 +16,15 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from .commit import say
 from .errors import GatewayProtocolError, GatewayRefusedError
 from .gateway import (
     CloseRule,
@@ -42,8 +42,6 @@ from .store import AsyncSessionStore
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """The largest frame that the sockets in `integrations` take; a larger one ends the line."""
-
-_log = logging.getLogger("qqbot_session")
 
 _TOKEN_WAIT = 10.0  # seconds for `token`; these are our choice
 _CONNECT_WAIT = 10.0  # seconds for `connect`
@@ -157,11 +155,8 @@ class ShardRunner:
         self._epoch = 0.0  # what dates that clock, which nobody sets
         self._skipped = 0  # frames, since they were last spoken of
         self._quiet_until = 0.0  # on the loop's clock
-        self._connected_since: float | None = None
+        self._health = Health()  # but for what changes with every event
         self._last_frame_at: float | None = None
-        self._last_ack_at: float | None = None
-        self._last_close: tuple[int | None, str] = (None, "")
-        self._next_try_at: float | None = None
 
     def __repr__(self) -> str:
         return f"<ShardRunner {self._gateway!r} {self.health!r}>"
@@ -169,16 +164,8 @@ class ShardRunner:
     @property
     def health(self) -> Health:
         """How the shard is now."""
-        code, meaning = self._last_close
-        return Health(
-            connected_since=self._connected_since,
-            last_frame_at=self._last_frame_at,
-            last_ack_at=self._last_ack_at,
-            last_close_code=code,
-            last_close_meaning=meaning,
-            next_try_at=self._next_try_at,
-            in_flight=len(self._handlers) + len(self._waiting),
-        )
+        in_flight = len(self._handlers) + len(self._waiting)
+        return replace(self._health, last_frame_at=self._last_frame_at, in_flight=in_flight)
 
     async def run(self) -> None:
         """Keep the line up until cancelled.
@@ -220,7 +207,7 @@ class ShardRunner:
                 await self._serve(connection, socket)
             finally:
                 code = await self._close(socket, connection.close_with or _CLOSE_CODE)
-                self._connected_since = None
+                self._health = replace(self._health, connected_since=None)
         rule = connection.closed(code)
         self._refresh_token |= rule.refresh_token
         self._record()
@@ -245,7 +232,7 @@ class ShardRunner:
             self._raise_if_asked_to_end(error)
             self._say(logging.WARNING, "no line: %s", describe(error), reason="no_line")
             return None
-        self._next_try_at = None
+        self._health = replace(self._health, next_try_at=None)
         self._say(logging.INFO, "connected", reason="connected")
         return token, socket
 
@@ -299,8 +286,9 @@ class ShardRunner:
         try:
             async with asyncio.timeout(_GOODBYE):
                 return await socket.close(code)
-        except Exception as error:  # noqa: BLE001 - a line that is gone is closed
-            _log.debug("%s: closing: %s", self._gateway.account_id, describe(error))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - gone is closed, too
+            self._raise_if_asked_to_end(error)
+            self._say(logging.DEBUG, "closing: %s", describe(error), reason="closing")
         return None
 
     # Events and their handlers
@@ -324,15 +312,18 @@ class ShardRunner:
 
     def _note(self, event: Event, now: float) -> None:
         if isinstance(event, HeartbeatAck):
-            self._last_ack_at = now
+            self._health = replace(self._health, last_ack_at=now)
         elif isinstance(event, Ready | Resumed):
-            self._connected_since = now
+            self._health = replace(self._health, connected_since=now)
             name = type(event).__name__.upper()
             self._say(logging.INFO, "%s, number %s", name, event.seq, reason=name.lower())
 
     def _show(self, event: Event) -> None:
         try:
-            self._observe(event)  # type: ignore[misc]
+            answer = self._observe(event)  # type: ignore[misc]
+            if asyncio.iscoroutine(answer):
+                answer.close()
+                raise TypeError("observe is async, and nobody awaits it")
         except Exception as error:  # noqa: BLE001 - an observer's error is not the line's
             text = "observe raised on %r: %r"
             self._say(logging.ERROR, text, event, error, reason="observe", exc_info=error)
@@ -394,9 +385,12 @@ class ShardRunner:
             self._say(logging.INFO, "%s", text, reason=name.lower(), seq=seq)
 
     def _tell_close(self, code: int | None, rule: CloseRule) -> None:
-        wall = time.time()
-        self._last_close = code, rule.meaning
-        self._next_try_at = None if rule.next is Next.STOP else wall + rule.wait
+        self._health = replace(
+            self._health,
+            last_close_code=code,
+            last_close_meaning=rule.meaning,
+            next_try_at=None if rule.next is Next.STOP else time.time() + rule.wait,
+        )
         level = _LEVELS.get(rule.next, logging.INFO)
         text = "closed with %s: %s Next: %s in %.1f s"
         fields = {"code": code, "next": rule.next.value, "wait": rule.wait}
@@ -429,8 +423,7 @@ class ShardRunner:
         """Write a log line; what the process does with it is not the line's fault."""
         extra = {f"qqbot_{name}": value for name, value in fields.items()}
         account_id = extra["qqbot_account"] = self._gateway.account_id
-        with contextlib.suppress(Exception):  # of a filter or handler of the process
-            _log.log(level, f"%s: {text}", account_id, *values, exc_info=exc_info, extra=extra)
+        say(level, f"%s: {text}", account_id, *values, exc_info=exc_info, extra=extra)
 
     # Small things
 

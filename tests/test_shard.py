@@ -405,6 +405,21 @@ async def test_unanswered_heartbeats_end_the_line_though_its_peer_does_not_even_
         assert world.runner.health.last_close_code is None
 
 
+@pytest.mark.parametrize("error", [OSError("gone"), asyncio.CancelledError()])
+async def test_a_close_that_fails_is_a_close(error: BaseException) -> None:
+    # promise 20
+    async with a_world() as world:
+        line = await world.up()
+
+        async def close(code: int, /) -> int:
+            raise error
+
+        line.close = close  # type: ignore[method-assign, assignment]
+        line.say(op=7)
+        line = await world.up()
+        assert line.handshakes() == [6]
+
+
 async def test_heartbeats_report_the_number_received_last() -> None:
     # promises 18 and 21
     async with a_world() as world:
@@ -543,6 +558,15 @@ async def test_an_observer_that_raises_is_told_and_ends_nothing(
         await settle()
         assert world.handled == [2]
         assert "a framework's fault" in caplog.text
+
+
+async def test_an_observer_that_is_async_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def observe(event: Event) -> None:
+        pass
+
+    async with a_world(observe=observe) as world:
+        await world.up()
+        assert "observe is async" in caplog.text
 
 
 async def test_before_identify_is_awaited_before_the_line_is_opened_and_never_before_a_resume() -> (
