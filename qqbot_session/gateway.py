@@ -274,28 +274,6 @@ class Connection:
         self._outbox.clear()
         return self._gateway._judge(code, self._phase)
 
-    # For loops that write their own frames, until they have moved to the methods above.
-
-    @property
-    def heartbeat_interval(self) -> float | None:
-        return self._interval
-
-    @property
-    def acknowledged(self) -> bool:
-        return not self._unanswered
-
-    def handshake(self, token: str, now: float) -> dict[str, Any]:
-        bearer = _bearer(token)
-        data = self._gateway._resume_data(now)
-        self._phase = _Phase.IDENTIFYING if data is None else _Phase.RESUMING
-        data = self._gateway._identify_data() if data is None else data
-        op = 2 if self._phase is _Phase.IDENTIFYING else 6
-        return {"op": op, "d": {"token": bearer, **data}}
-
-    def heartbeat(self) -> dict[str, Any]:
-        self._unanswered = True
-        return {"op": 1, "d": self._gateway.received}
-
     def _give_up(self, due: float, now: float) -> float:
         """Close the line, unless this comes late; return when to ask again."""
         if now - due <= _LATE:

@@ -579,11 +579,11 @@ def test_every_field_of_a_dispatch_may_be_absent_or_null(nulls: dict[str, None])
 
 def test_events_between_resume_and_resumed_are_replayed() -> None:
     gateway = identified(make())
-    connection = gateway.connect()
-    connection.handshake("t", NOW)
-    assert dispatch(connection, message(2)).replayed
-    connection.receive(resumed(3), NOW)
-    assert not dispatch(connection, message(4)).replayed
+    assert not dispatch(gateway, message(2)).replayed
+    gateway.handshake()
+    assert dispatch(gateway, message(3)).replayed
+    gateway.receive(resumed(4))
+    assert not dispatch(gateway, message(5)).replayed
 
 
 def test_ready_starts_a_new_session_and_forgets_the_old_cursors() -> None:
@@ -997,6 +997,15 @@ def test_a_copy_of_what_a_handler_still_has_is_known() -> None:
     assert gateway.settled == 3
 
 
+def test_what_is_handled_when_its_session_has_ended_is_known_in_the_next() -> None:
+    gateway = identified(make(remember_events=10))
+    event = dispatch(gateway, message(2, "same"))
+    gateway.closed(4006)
+    identified(gateway, "session-2")
+    gateway.settle(event)
+    assert dispatch(gateway, message(5, "same")).already_handled
+
+
 @pytest.mark.parametrize("how", ["failed", "let go", "of an earlier session", "below the mark"])
 def test_a_copy_is_handled_if_the_first_may_never_be(how: str) -> None:
     # promise 18
@@ -1168,7 +1177,7 @@ def test_a_malformed_payload_raises_and_changes_nothing(payload: object) -> None
     gateway = identified(make(max_held_seconds=10.0))
     handle(gateway, 3)
     dispatch(gateway, message(5))
-    gateway.connect().handshake("t", NOW)
+    gateway.handshake("t", NOW)
     before = snapshot(gateway)
     with pytest.raises(GatewayProtocolError) as raised:
         gateway.receive(payload, NOW + 100)
