@@ -458,10 +458,10 @@ class GroupCommit:
             parked.setdefault(delay, []).append(keeper)
         for delay, keepers in parked.items():
             self._wake_later(delay, batch, keepers)
-        if self._queue and self._queue[0] is batch:
-            self._queue.popleft()
         if not batch.done.done():
             batch.done.set_result(None)
+        if self._queue and self._queue[0] is batch:
+            self._queue.popleft()  # last: what is torn away before this is finished again
 
     def _note_failure(self, account_id: str, error: BaseException) -> float:
         """Return the seconds until the account's next attempt."""
