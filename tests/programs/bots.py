@@ -28,7 +28,7 @@ def say(text: str) -> None:
 
 def patient(directory: Path, **options: Any) -> AsyncSessionStore:
     """Return a store that writes no second time of its own accord while a test lasts."""
-    return AsyncSessionStore(directory, debounce=3600, **options)
+    return AsyncSessionStore(directory, debounce=3600, max_age=None, **options)
 
 
 async def saved_but_not_written(store: AsyncSessionStore, account_id: str = "bot") -> None:
