@@ -22,10 +22,8 @@ import json as _json
 import logging
 import os
 import signal
-import threading
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -40,6 +38,8 @@ from .commit import say
 from .errors import ApiError, GatewayRefusedError, LeaseLostError
 from .gateway import Dispatch, Event, Hello, Ready
 from .integrations.aiohttp import AiohttpSocket, connect
+from .lifetime import handling_signals, run_together
+from .pace import Pace, count
 from .shard import Health, ShardRunner, account_id_for, check_options, describe, open_gateway
 from .state import check_app_id, check_intents, check_shard
 from .storages import Storage
@@ -70,10 +70,6 @@ _TOKEN_REFUSED = 401
 _TOO_OFTEN = {429, 100001}  # an HTTP status, and QQ's code for the same
 _TOO_OFTEN_WAIT = 60.0  # seconds; as long as the clients we read wait
 _ASKS, _ASK_EVERY = 10, 30.0  # `/gateway`: 10 at once, 2 a minute
-_ASK_AGAIN = 60.0  # seconds after which what was told is asked again, if need be
-_PACE = 5.2  # seconds in which `max_concurrency` sessions may be created: 5, and some for the way
-_GRANTED = 30.0  # seconds until an Identify that was granted must have been sent
-_NAP = 600.0  # seconds after which a bot without session starts looks again
 _LEASE = 15.0  # seconds; as client-go's leaderelection
 _pause = asyncio.sleep
 
@@ -219,7 +215,7 @@ class _Lines:
         shards = wanted or await self._entrance.suggested_shards(
             partial(_known_shards, self._store, self._bot.app_id, sandbox)
         )
-        await _run_together([self._run_shard(shard, intents, sandbox) for shard in shards])
+        await run_together([self._run_shard(shard, intents, sandbox) for shard in shards])
 
     async def _run_shard(self, shard: Shard, intents: int, sandbox: bool) -> None:
         """Be the shard, as long as that is this process's to be."""
@@ -273,66 +269,13 @@ async def _until_a_signal(life: Coroutine[Any, Any, None], signals: bool) -> Non
         text = "%s: stopping; another signal ends the grace"
         say(logging.INFO, text, signal.Signals(number).name, extra={"qqbot_reason": "signal"})
 
-    with _handling_signals(stop) if signals else contextlib.nullcontext():
+    loop = asyncio.get_running_loop()
+    with handling_signals(loop, stop) if signals else contextlib.nullcontext():
         try:
             await work
         except asyncio.CancelledError:
             if not stopped or (task is not None and task.cancelling() > asked_before):
                 raise
-
-
-@contextlib.contextmanager
-def _handling_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` on the loop for SIGTERM and Ctrl-C; afterwards they are as they were."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # Ctrl-Break and a closed window, on Windows
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        try:
-            loop.add_signal_handler(number, stop, number)
-        except NotImplementedError:  # every loop on Windows
-            signal.signal(number, lambda n, _: loop.call_soon_threadsafe(stop, n) and None)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_signal_handler(number)
-            if handler is not None:  # None: not Python's to put back
-                signal.signal(number, handler)
-
-
-async def _run_together(shards: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run them until one ends, then end all in order; raise what ended the first."""
-    tasks = [asyncio.create_task(shard) for shard in shards]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await _end(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
-    raise asyncio.CancelledError  # by a stranger, all of them
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel and await them; every further cancellation of ours is passed on."""
-    for task in tasks:
-        task.cancel()
-    asked: asyncio.CancelledError | None = None
-    while pending := [task for task in tasks if not task.done()]:
-        try:
-            await asyncio.wait(pending)
-        except asyncio.CancelledError as error:
-            asked = error
-            for task in pending:
-                task.cancel()
-    if asked is not None:
-        raise asked
 
 
 class _Tokens:
@@ -445,18 +388,12 @@ class _Entrance:
         # What `GET /gateway` answered wherever it is documented; for when it cannot be asked.
         self._usual_url = api.base.replace("http", "ws", 1) + "/websocket/"
         self._lock = asyncio.Lock()  # around asking
-        self._queue = asyncio.Lock()  # of those that want to Identify; it is fair
+        self._pace = Pace(self._ask)
         self._url: str | None = None
         self._shards: int | None = None
-        self._remaining: int | None = None  # `None` = not told: no limit
-        self._resets_at = 0.0  # the loop's clock, as all here
-        self._concurrency = 1
-        self._asked_at = float("-inf")  # with success
         self._asks: deque[float] = deque(maxlen=_ASKS)
-        self._quiet_until = 0.0
+        self._quiet_until = 0.0  # the loop's clock, as all here
         self._doubtful = False
-        self._granted: dict[Shard, float] = {}
-        self._sent: deque[float] = deque()
 
     async def suggested_shards(self, known: Callable[[], Awaitable[list[Shard]]]) -> list[Shard]:
         """Return the shards that QQ suggests; those that were run before if it cannot be asked."""
@@ -473,72 +410,29 @@ class _Entrance:
 
     async def connect(self, shard: Shard) -> AiohttpSocket:
         """Open a socket to the address that was told last."""
-        if self._url is None or (self._doubtful and self._is_old()):
+        if self._url is None or (self._doubtful and self._pace.is_old):
             await self._ask()
         try:
             return await connect(self._http, self._url or self._usual_url)
         except Exception:
             self._doubtful = True
-            self._granted.pop(shard, None)
+            self._pace.withdraw(shard)
             raise
 
     async def before_identify(self, shard: Shard) -> None:
-        """Wait until one more Identify may be sent.
-
-        Raises:
-            ConnectionError: QQ has not said yet how many may be.
-        """
-        self._granted.pop(shard, None)
-        async with self._queue:
-            await self._until_one_remains()
-            while (pause := self._pause()) > 0:
-                await _pause(pause)
-            self._granted[shard] = _now()
+        """Wait until one more Identify may be sent; see `Pace`."""
+        await self._pace.before_identify(shard)
 
     def handshake_goes_out(self, shard: Shard) -> None:
-        """Note that Hello came, which is answered at once; only what was granted Identifies."""
+        """Note that Hello came."""
         self._doubtful = False
-        if self._granted.pop(shard, None) is not None:
-            self._sent.append(_now())
-            if self._remaining is not None:
-                self._remaining -= 1
-
-    def _pause(self) -> float:
-        """Return the seconds until another Identify fits into the pace; 0 = now."""
-        now = _now()
-        while self._sent and self._sent[0] <= now - _PACE:
-            self._sent.popleft()
-        for shard, at in list(self._granted.items()):
-            if at <= now - _GRANTED:
-                del self._granted[shard]
-        if len(self._sent) + len(self._granted) < self._concurrency:
-            return 0.0
-        ends = self._sent[0] + _PACE - now if self._sent else _PACE
-        return ends if not self._granted else min(ends, 0.1)
-
-    async def _until_one_remains(self) -> None:
-        told = 0.0
-        while True:
-            if self._is_old() and not await self._ask() and self._asked_at == float("-inf"):
-                raise ConnectionError("how many sessions may be started, QQ has not said yet")
-            now = _now()
-            if self._remaining is None or self._remaining > 0 or now >= self._resets_at:
-                return
-            if told != self._resets_at:
-                told = self._resets_at
-                say(
-                    logging.WARNING,
-                    "no session start remains today: waiting until %s",
-                    _local_time(self._resets_at - now),
-                    extra={"qqbot_reason": "session_starts", "qqbot_wait": self._resets_at - now},
-                )
-            await _pause(min(self._resets_at - now, _NAP))
+        self._pace.handshake_goes_out(shard)
 
     async def _ask(self) -> bool:
         """Ask, unless that is too often; return whether there is a new answer."""
         began = _now()
         async with self._lock:
-            if self._asked_at >= began:  # another shard did
+            if self._pace.asked_at >= began:  # another shard did
                 return True
             now = _now()
             spent = len(self._asks) == _ASKS and now < self._asks[0] + _ASKS * _ASK_EVERY
@@ -572,17 +466,9 @@ class _Entrance:
         url = answer.get("url") if isinstance(answer, Mapping) else None
         if not isinstance(url, str) or not url.startswith(("ws://", "wss://")):
             raise ValueError("the answer has no url")
-        limit = answer.get("session_start_limit")
-        limit = limit if isinstance(limit, Mapping) else {}
-        now = _now()
-        self._url, self._asked_at, self._doubtful = url, now, False
-        self._shards = _count(answer.get("shards"))
-        self._remaining = _count(limit.get("remaining"))
-        self._resets_at = now + (_count(limit.get("reset_after")) or 0) / 1000
-        self._concurrency = max(1, _count(limit.get("max_concurrency")) or 1)
-
-    def _is_old(self) -> bool:
-        return _now() >= self._asked_at + _ASK_AGAIN
+        self._url, self._doubtful = url, False
+        self._shards = count(answer.get("shards"))
+        self._pace.learn(answer.get("session_start_limit"))
 
 
 async def _known_shards(store: AsyncSessionStore, app_id: str, sandbox: bool) -> list[Shard]:
@@ -609,15 +495,11 @@ def _api_error(response: aiohttp.ClientResponse, answer: Any) -> ApiError:
     fields = answer if isinstance(answer, Mapping) else {}
     message = str(fields.get("message") or answer or response.reason or "")
     trace_id = response.headers.get("X-Tps-trace-ID") or fields.get("trace_id")
-    return ApiError(response.status, _count(fields.get("code")), message[:200], trace_id)
+    return ApiError(response.status, count(fields.get("code")), message[:200], trace_id)
 
 
 def _is_too_often(error: ApiError) -> bool:
     return bool({error.status, error.code} & _TOO_OFTEN)
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _seconds(value: object) -> float:
@@ -635,10 +517,6 @@ def _now() -> float:
 
 def _back_off(failures: int) -> float:
     return min(_FIRST_BACK_OFF * 2.0 ** min(failures - 1, 16), _MAX_BACK_OFF)
-
-
-def _local_time(in_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time.time() + in_seconds))
 
 
 def _check_secret(secret: object) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
 from qqbot_session import bot as bot_module
+from qqbot_session import pace as pace_module
 from qqbot_session import shard as shard_module
 from qqbot_session.bot import SANDBOX_API_URL, TOKEN_URL, ApiError, Bot, run_bot
 from qqbot_session.gateway import Dispatch
@@ -38,6 +39,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(shard_module, "_pause", pause)
     monkeypatch.setattr(bot_module, "_pause", pause)
+    monkeypatch.setattr(pace_module, "_pause", pause)
 
 
 @pytest.fixture
@@ -360,8 +362,8 @@ async def test_identifies_are_paced_over_all_shards(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promise 21
-    monkeypatch.setattr(bot_module, "_PACE", 0.32)
-    monkeypatch.setattr(bot_module, "_pause", asyncio.sleep)
+    monkeypatch.setattr(pace_module, "_PACE", 0.32)
+    monkeypatch.setattr(pace_module, "_pause", asyncio.sleep)
     qq.shards, qq.max_concurrency, qq.identify_window = 6, 2, 0.3
     async with running(qq):
         await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) == 6)
@@ -373,8 +375,8 @@ async def test_none_identifies_when_no_session_start_remains_and_the_log_says_un
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # promise 21
-    monkeypatch.setattr(bot_module, "_NAP", 5.0)
-    monkeypatch.setattr(bot_module, "_ASK_AGAIN", 0.0)
+    monkeypatch.setattr(pace_module, "_NAP", 5.0)
+    monkeypatch.setattr(pace_module, "_ASK_AGAIN", 0.0)
     qq.session_starts = 0
     task = start(qq)
     await qq.wait_for(lambda qq: qq.requests[GATEWAY] >= 3)

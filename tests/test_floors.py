@@ -29,6 +29,8 @@ FLOORS = {
     "lease": (4, 0),
     "store": (5, 0),
     "shard": (6, 0),
+    "pace": (6, 0),
+    "lifetime": (6, 0),
     "doctor": (6, 0),
     "cli": (6, 1),
     "integrations": (7, 0),

@@ -25,19 +25,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import botpy
 from botpy import gateway, logging
 from botpy.connection import ConnectionSession
 
-from ..gateway import Dispatch, Event, Ready, Resumed
+from ..gateway import Dispatch, Event, Hello, Ready, Resumed
+from ..lifetime import handling_signals, run_together
+from ..pace import Pace
 from ..shard import ShardRunner, Socket, open_gateway
 from ..store import AsyncSessionStore
-from ._lines import Entrance, Sessions, Told, end_of, kept_in, run_together, stopping_at_signals
+from ._events import Sessions, end_of, kept_in
 from ._shapes import require
 
 _log = logging.get_logger()
@@ -58,6 +60,7 @@ require(
 )
 require("botpy", ConnectionSession, {"add": ("_session",)}, _HERE)
 
+Shard: TypeAlias = tuple[int, int]
 _Client = TypeVar("_Client", bound=botpy.Client)
 
 
@@ -79,8 +82,8 @@ class SessionMixin(botpy.Client):
     """
 
     _qqbot_sessions: Sessions = "sessions"
-    _qqbot_main: asyncio.Task[Any] | None = None
-    _qqbot_life: asyncio.Task[Any] | None = None
+    _qqbot_main: asyncio.Task[Any] | None = None  # in which `start` was called
+    _qqbot_life: asyncio.Task[Any] | None = None  # in which the lines are kept up
     _qqbot_was_ready = False
 
     def __init__(self, *args: Any, sessions: Sessions = "sessions", **kwargs: Any) -> None:
@@ -95,11 +98,20 @@ class SessionMixin(botpy.Client):
         Raises:
             GatewayRefusedError: QQ refused the bot.
         """
-        with stopping_at_signals(self.loop, lambda: self._qqbot_main) as stopped:
+        stopped = False
+
+        def stop(number: int) -> None:
+            nonlocal stopped
+            if self._qqbot_main is None:  # not that far yet
+                raise KeyboardInterrupt
+            stopped = True
+            self._qqbot_main.cancel()
+
+        with handling_signals(self.loop, stop):
             try:
                 super().run(*args, **kwargs)
             except asyncio.CancelledError:
-                if not stopped():
+                if not stopped:
                     raise
 
     async def start(self, *args: Any, **kwargs: Any) -> Any:
@@ -124,89 +136,17 @@ class SessionMixin(botpy.Client):
         await super().close()
 
     async def _bot_init(self, token: Any) -> Any:
-        life = self._live(token.bot_token())
+        life = self._qqbot_live(token.bot_token())
         return life if self.ret_coro else await life
 
-    async def _live(self, token: Any) -> None:
-        """Keep the lines up until cancelled, until `close`, or until a refusal."""
+    async def _qqbot_live(self, token: Any) -> None:
         asked = _requests_to_cancel()
-        self._qqbot_life = asyncio.create_task(self._keep_lines(token))
+        self._qqbot_life = asyncio.create_task(_Life(self, token).run())
         try:
             await self._qqbot_life
         except asyncio.CancelledError:
             if _requests_to_cancel() > asked:
                 raise  # else it was `close`
-
-    async def _keep_lines(self, token: Any) -> None:
-        entrance = Entrance(self._ask, _told(self._ws_ap))
-        count = self._ws_ap["shards"]
-        async with kept_in(self._qqbot_sessions) as store, _sockets(self) as connect:
-            _log.info("[botpy] the sessions are kept in %s", store)
-            shards = [(number, count) for number in range(count)]
-            for shard in shards:
-                self._connection.add(_session(shard))  # what qq-botpy-sdk waits for
-            runners = [await self._runner(store, s, token, entrance, connect) for s in shards]
-            await run_together([runner.run() for runner in runners])
-
-    async def _runner(
-        self,
-        store: AsyncSessionStore,
-        shard: tuple[int, int],
-        token: Any,
-        entrance: Entrance,
-        connect: Any,
-    ) -> ShardRunner:
-        sandbox = bool(self.http.is_sandbox)
-        intents = self.intents or 1  # as botpy sends it
-        gateway = await open_gateway(
-            store, str(token.app_id), intents=intents, shard=shard, sandbox=sandbox
-        )
-
-        async def open_line() -> Socket:
-            socket = await connect(self._ws_ap["url"])
-            return _Telling(socket, lambda: self._mark("disconnected", shard))
-
-        return ShardRunner(
-            store,
-            gateway,
-            connect=open_line,
-            token=partial(_access_token, token),
-            handle=self._handle,
-            observe=partial(self._observe, shard),
-            before_identify=entrance.before_identify,
-        )
-
-    async def _ask(self) -> Told:
-        self._ws_ap = await self.api.get_ws_url()
-        return _told(self._ws_ap)
-
-    def _observe(self, shard: tuple[int, int], event: Event) -> None:
-        if isinstance(event, Ready | Resumed | Dispatch):
-            self._mark("ready", shard)
-            if not self._qqbot_was_ready:
-                self._qqbot_was_ready = True
-                self.ws_dispatch("ready")
-        if isinstance(event, Resumed):
-            self.ws_dispatch("resumed")
-
-    def _mark(self, what: str, shard: tuple[int, int]) -> None:
-        """Tell qq-botpy-sdk, which holds messages back while a shard is not ready."""
-        if mark := getattr(self._connection, f"mark_{what}", None):
-            mark(_session(shard))
-
-    async def _handle(self, event: Dispatch) -> None:
-        started = _Started()
-        _started.set(started)  # in the context of this event's own task
-        frame = {"op": 0, "s": event.seq, "t": event.type, "id": event.id, "d": event.data}
-        if parse := self._connection.parser.get(event.type.lower()):
-            parse(frame)
-        if raw_dispatch := getattr(self, "ws_raw_dispatch", None):  # qq-botpy-sdk
-            from botpy.protocol.events import parse_gateway_event
-
-            await raw_dispatch(parse_gateway_event(frame))
-        await end_of(started)
-        if started.cancelled:
-            raise asyncio.CancelledError
 
     def _schedule_event(self, coro: Any, event_name: str, *args: Any, **kwargs: Any) -> Any:
         started = _started.get(None)
@@ -244,6 +184,100 @@ def remember(client: _Client, sessions: Sessions = "sessions") -> _Client:
     return client
 
 
+class _Life:
+    """The lines of a client's shards, from its login to its end."""
+
+    def __init__(self, client: Any, token: Any) -> None:
+        self._client, self._token = client, token
+        self._ready: set[Shard] = set()
+        self._pace = Pace(self._ask)
+        self._pace.learn(client._ws_ap["session_start_limit"])
+
+    async def run(self) -> None:
+        """Keep them up until cancelled, or until a refusal, which is raised."""
+        client, count = self._client, self._client._ws_ap["shards"]
+        shards = [(number, count) for number in range(count)]
+        async with kept_in(client._qqbot_sessions) as store, _sockets(client) as connect:
+            _log.info("[botpy] the sessions are kept in %s", store)
+            for shard in shards:
+                client._connection.add(_session(shard))  # those that qq-botpy-sdk waits for
+            runners = [await self._runner(store, shard, connect) for shard in shards]
+            await run_together([runner.run() for runner in runners])
+
+    async def _runner(
+        self, store: AsyncSessionStore, shard: Shard, connect: Callable[[str], Awaitable[Socket]]
+    ) -> ShardRunner:
+        client = self._client
+
+        async def open_line() -> Socket:
+            socket = await connect(client._ws_ap["url"])
+            return _Telling(socket, partial(self._mark, shard, False))
+
+        gateway = await open_gateway(
+            store,
+            str(self._token.app_id),
+            intents=client.intents or 1,  # as botpy sends it
+            shard=shard,
+            sandbox=bool(client.http.is_sandbox),
+        )
+        return ShardRunner(
+            store,
+            gateway,
+            connect=open_line,
+            token=self._access_token,
+            handle=self._handle,
+            observe=partial(self._observe, shard),
+            before_identify=partial(self._pace.before_identify, shard),
+        )
+
+    async def _ask(self) -> bool:
+        self._client._ws_ap = answer = await self._client.api.get_ws_url()
+        self._pace.learn(answer["session_start_limit"])
+        return True
+
+    async def _access_token(self, new: bool) -> str:
+        if new:
+            self._token.access_token = None
+        await self._token.check_token()
+        return str(self._token.access_token)
+
+    def _observe(self, shard: Shard, event: Event) -> None:
+        client = self._client
+        if isinstance(event, Hello):
+            self._pace.handshake_goes_out(shard)
+        elif isinstance(event, Ready | Resumed | Dispatch):  # replayed events precede RESUMED
+            self._mark(shard, True)
+            if not client._qqbot_was_ready:
+                client._qqbot_was_ready = True
+                client.ws_dispatch("ready")
+            if isinstance(event, Resumed):
+                client.ws_dispatch("resumed")
+
+    def _mark(self, shard: Shard, ready: bool) -> None:
+        """Tell qq-botpy-sdk, which holds messages back while a shard is not ready."""
+        if ready is (shard in self._ready):
+            return
+        (self._ready.add if ready else self._ready.discard)(shard)
+        name = "mark_ready" if ready else "mark_disconnected"
+        if mark := getattr(self._client._connection, name, None):
+            mark(_session(shard))
+
+    async def _handle(self, event: Dispatch) -> None:
+        started = _Started()
+        _started.set(started)  # in the context of this event's own task
+        client = self._client
+        frame = {"op": 0, "s": event.seq, "t": event.type, "id": event.id, "d": event.data}
+        if parse := client._connection.parser.get(event.type.lower()):
+            parse(frame)
+        if raw_dispatch := getattr(client, "ws_raw_dispatch", None):  # qq-botpy-sdk
+            from botpy.protocol.events import parse_gateway_event
+
+            await raw_dispatch(parse_gateway_event(frame))
+        await end_of(started)
+        if started.cancelled:
+            raise asyncio.CancelledError
+
+
 class _Telling:
     """A socket that tells when it is closed."""
 
@@ -273,24 +307,7 @@ async def _sockets(client: Any) -> AsyncIterator[Callable[[str], Awaitable[Socke
             yield partial(connect, http)
 
 
-async def _access_token(token: Any, new: bool) -> str:
-    if new:
-        token.access_token = None
-    await token.check_token()
-    return str(token.access_token)
-
-
-def _told(answer: Mapping[str, Any]) -> Told:
-    limit = answer["session_start_limit"]
-    return Told(
-        answer["url"],
-        remaining=limit["remaining"],
-        reset_after=limit["reset_after"] / 1000,
-        max_concurrency=limit["max_concurrency"],
-    )
-
-
-def _session(shard: tuple[int, int]) -> dict[str, Any]:
+def _session(shard: Shard) -> dict[str, Any]:
     return {"shards": {"shard_id": shard[0], "shard_count": shard[1]}}
 
 

@@ -36,10 +36,11 @@ from nonebot.utils import escape_tag
 from pydantic import BaseModel
 
 from ..errors import GatewayRefusedError
-from ..gateway import Dispatch, Event, Ready, Resumed
+from ..gateway import Dispatch, Event, Hello, Ready, Resumed
+from ..pace import Pace
 from ..shard import ShardRunner, Socket, open_gateway
 from ..store import AsyncSessionStore
-from ._lines import Entrance, Told, end_of
+from ._events import end_of
 from ._shapes import require
 
 _HERE = "qqbot_session.integrations.nonebot"
@@ -77,7 +78,7 @@ class Adapter(qq.Adapter):
         self._qqbot_store = AsyncSessionStore(get_plugin_config(Config).qq_sessions)
         self._qqbot_lines: set[asyncio.Task[Any]] = set()
         self._qqbot_up: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)
-        self._qqbot_entrances: dict[str, Entrance] = {}
+        self._qqbot_paces: dict[str, Pace] = {}
         log("INFO", escape_tag(f"the sessions are kept in {self._qqbot_store!r}"))
         await super().startup()
 
@@ -120,17 +121,11 @@ class Adapter(qq.Adapter):
                 self.websocket(Request("GET", ws_url, timeout=_TIMEOUT)), lost
             )
 
-        async def ask() -> Told:
-            answer = await bot.shard_url_get()
-            limit = answer.session_start_limit
-            return Told(
-                answer.url,
-                remaining=limit.remaining,
-                reset_after=limit.reset_after / 1000,
-                max_concurrency=limit.max_concurrency,
-            )
+        async def ask() -> bool:
+            pace.learn((await bot.shard_url_get()).session_start_limit.__dict__)
+            return True
 
-        entrance = self._qqbot_entrances.setdefault(bot.self_id, Entrance(ask))
+        pace = self._qqbot_paces.setdefault(bot.self_id, Pace(ask))
         return ShardRunner(
             self._qqbot_store,
             gateway,
@@ -138,11 +133,13 @@ class Adapter(qq.Adapter):
             token=partial(_access_token, bot),
             handle=partial(self._qqbot_handle, bot),
             observe=partial(self._qqbot_observe, bot, shard),
-            before_identify=entrance.before_identify,
+            before_identify=partial(pace.before_identify, shard),
         )
 
     def _qqbot_observe(self, bot: Bot, shard: tuple[int, int], event: Event) -> None:
         ready = None
+        if isinstance(event, Hello):
+            self._qqbot_paces[bot.self_id].handshake_goes_out(shard)
         if isinstance(event, Ready):
             data = {"session_id": event.session_id, "user": event.user, "shard": shard}
             ready = _payload("READY", event.seq, None, {"version": 1, **data})

@@ -1,0 +1,60 @@
+"""Where the integrations keep sessions, and when an event of a framework has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from qqbot_session import AsyncSessionStore, MemoryStorage
+from qqbot_session.integrations._events import end_of, kept_in
+
+
+async def test_an_event_ends_with_the_last_task_that_was_started_for_it() -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def work() -> None:
+        await asyncio.sleep(1)
+        if len(tasks) < 3:
+            tasks.append(asyncio.create_task(work()))
+
+    tasks.append(asyncio.create_task(work()))
+    await end_of(tasks)
+    assert [task.done() for task in tasks] == [True] * 3
+
+
+async def test_a_cancelled_event_cancels_its_tasks_even_if_they_do_not_show_it() -> None:
+    # promise 18
+    async def swallow() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+
+    tasks = [asyncio.create_task(swallow())]
+    event = asyncio.create_task(end_of(tasks))
+    await asyncio.sleep(1)
+    event.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await event
+    await asyncio.sleep(1)
+    assert tasks[0].done()
+
+
+async def test_a_task_that_was_cancelled_leaves_its_event_unhandled() -> None:
+    # promise 18
+    task = asyncio.create_task(asyncio.sleep(3600))
+    event = asyncio.create_task(end_of([task]))
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await event
+
+
+async def test_a_store_that_was_given_is_not_closed_and_one_that_was_made_is() -> None:
+    async with AsyncSessionStore(MemoryStorage()) as given, kept_in(given) as store:
+        assert store is given
+    async with kept_in(MemoryStorage()) as made:
+        pass
+    with pytest.raises(RuntimeError):
+        await made.load("a")
