@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -532,7 +533,7 @@ def test_so_it_is_when_numbers_come_and_end_in_any_order() -> None:
 
 def sizes(mark: Watermark) -> int:
     """Return how many numbers it holds in memory."""
-    held = [value for value in vars(mark).values() if isinstance(value, list | set | dict)]
+    held = [value for value in vars(mark).values() if isinstance(value, list | set | dict | deque)]
     runs = mark._runs
     return sum(map(len, held)) + len(runs.lows) + len(runs.highs)
 
