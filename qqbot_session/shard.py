@@ -366,14 +366,18 @@ class ShardRunner:
             if self._handlers:
                 await asyncio.wait(self._handlers, timeout=self._grace)
         finally:
-            if late := set(self._handlers):
-                count, grace = len(late), self._grace
-                text = "%d handlers are cancelled; their events stay open"
-                self._say(logging.WARNING, text, count, reason="grace", grace=grace)
-                for handler in late:
-                    handler.cancel()
-                await asyncio.wait(late, timeout=_GOODBYE)
-            self._record()
+            try:
+                await self._cancel_handlers()
+            finally:
+                self._record()
+
+    async def _cancel_handlers(self) -> None:
+        if late := set(self._handlers):
+            text = "%d handler(s) are cancelled: their events stay open"
+            self._say(logging.WARNING, text, len(late), reason="grace", grace=self._grace)
+            for handler in late:
+                handler.cancel()
+            await asyncio.wait(late, timeout=_GOODBYE)
 
     # What is said
 

@@ -34,7 +34,7 @@ class WebsocketsSocket:
             await self._ws.close(code)
         finally:
             self._ws.transport.abort()
-        return self._ws.close_code
+        return self._ws.protocol.close_code  # 13.0 has it here alone
 
 
 async def connect(url: str, **options: Any) -> WebsocketsSocket:
