@@ -170,7 +170,6 @@ async def run_bot(
     check_intents(intents)
     _check_secret(secret)
     wanted = _check_shards(shards)
-
     ttl = _check_lease(lease)
     options = {"concurrency": concurrency, "grace": grace}
     check_options(**options)

@@ -154,8 +154,9 @@ class Trial:
 
     async def emit(self) -> None:
         content = str(next(self._numbers))
-        if await self.qq.emit(C2C, self.qq.c2c_message(content)):
-            self.sent.add(content)
+        self.sent.add(content)
+        if not await self.qq.emit(C2C, self.qq.c2c_message(content)):
+            self.sent.discard(content)  # there was no session to keep it
 
     @contextlib.asynccontextmanager
     async def fed(self, rate: Callable[[], float]) -> AsyncIterator[None]:
