@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -109,3 +111,30 @@ async def test_nonebot_is_disconnected_when_its_last_shard_is_down() -> None:
         await bot.until(lambda _: said("ready") == 2)
         assert (said("ready"), said("disconnected")) == (2, 1)
         await bot.stop(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "what_a_handler_holds_is_resumed_from_and_not_settled_by_its_copy",
+        "what_nobody_wants_settles_itself",
+        "op_9_gives_the_session_up",
+        "op_9_that_lets_resume_keeps_it",
+        "after_three_unanswered_resumes_it_identifies",
+        "a_handler_that_raises_has_handled_its_event",
+        "the_copy_of_an_event_whose_handler_was_cancelled_leaves_it_open",
+        "a_new_session_begins_at_its_own_number",
+        "what_comes_after_the_store_was_closed_is_no_error",
+    ],
+)
+def test_with_qqbot_agent_sdk(case: str) -> None:
+    # promises 16 to 18
+    build("agent-sdk", "agent_sdk", "remembered")
+    result = subprocess.run(
+        [frameworks.python_of("agent-sdk"), frameworks.PROGRAMS / "agent_bridge.py", case],
+        env=os.environ | {"PYTHONPATH": str(frameworks.ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr

@@ -211,6 +211,5 @@ class _Bridge:
     def _changed(self) -> None:
         state = self._gateway.state if self._gateway.resumable else None
         self._next = (None, None) if state is None else (state.session_id, state.last_seq)
-        # It never suspends. What comes after the store was closed comes again.
-        with contextlib.suppress(StopIteration, StoreClosedError):
-            self._store.record(self._gateway).send(None)
+        with contextlib.suppress(StoreClosedError):  # what comes after that comes again
+            self._store.record_nowait(self._gateway)

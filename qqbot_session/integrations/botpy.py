@@ -231,8 +231,9 @@ class _Life:
         )
 
     async def _ask(self) -> bool:
-        self._client._ws_ap = answer = await self._client.api.get_ws_url()
+        answer = await self._client.api.get_ws_url()  # `None` after a time-out
         self._pace.learn(answer["session_start_limit"])
+        self._client._ws_ap = answer
         return True
 
     async def _access_token(self, new: bool) -> str:
