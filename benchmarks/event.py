@@ -22,6 +22,7 @@ from typing import Any
 
 from qqbot_session import AsyncSessionStore, MemoryStorage
 from qqbot_session.gateway import Connection, Dispatch, GatewaySession
+from qqbot_session.shard import ShardRunner
 
 from ._measure import Row, Settings, main, no_collection, ratios, take_turns
 
@@ -158,6 +159,8 @@ async def _events(settings: Settings) -> list[Row]:
             sides[case.name] = partial(case.turn, store)
         for case in parts:
             sides[case.name] = case.turn_without_store
+        sides["runner"] = partial(_turn_of_runner, store)
+        sides["asyncio"] = _turn_of_asyncio
         sides["text"] = partial(_turn_of_text, Case(name="text"))
         with no_collection():
             seen = await take_turns(sides, _GROUP * settings.repeats(10))
@@ -168,6 +171,8 @@ async def _events(settings: Settings) -> list[Row]:
     rows.append(_row("receive and handling alone, healthy", seen[parts[0].name], base))
     rows.append(_row("the same, 512 remembered", seen[parts[1].name], base))
     rows.append(_row("the same of the frame's text: decoding included", seen["text"], base))
+    rows.append(_row("a whole `ShardRunner`, on a line in memory", seen["runner"], base))
+    rows.append(_row("of it asyncio: a turn of the loop and a task", seen["asyncio"], base))
     values = ratios(seen_many["many"], seen_many["base"])
     name = "16,000 open, come and ended in any order, gaps; shuffling included"
     rows.append(Row(question=name, against=_AGAINST, values=values))
@@ -193,6 +198,89 @@ async def _decode() -> float:
     started = time.thread_time()
     for _ in range(_EVENTS):
         loads(text)
+    return time.thread_time() - started
+
+
+class _Socket:
+    """A line in memory; like a real one, it lets the loop turn for each frame."""
+
+    def __init__(self, frames: list[str]) -> None:
+        self.frames = iter(frames)
+        self.started = 0.0
+
+    async def send(self, frame: str, /) -> object:
+        return None
+
+    async def receive(self) -> str:
+        await asyncio.sleep(0)
+        frame = next(self.frames, None)
+        if frame is None:
+            await asyncio.Event().wait()
+        self.started = self.started or time.thread_time()
+        return frame or ""
+
+    async def close(self, code: int, /) -> int | None:
+        return code
+
+
+async def _turn_of_runner(store: AsyncSessionStore) -> float:
+    """Let a `ShardRunner` take as many events, all of it: decoding, a task for each, the record."""
+    case = Case(name="runner")
+    hello = {"op": 10, "d": {"heartbeat_interval": 45000}}
+    resumed = {"op": 0, "s": 2, "t": "RESUMED", "d": ""}
+    case.seq = 2
+    frames = [hello, resumed, *(case.frame() for _ in range(_EVENTS))]
+    socket = _Socket([json.dumps(frame) for frame in frames])
+    ended = asyncio.Event()
+    left = _EVENTS
+
+    async def handle(event: Dispatch) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            ended.set()
+
+    async def connect() -> _Socket:
+        return socket
+
+    async def token(fresh: bool) -> str:
+        return "token"
+
+    gateway = GatewaySession(
+        "runner", app_id="102000000", intents=1 << 25, resume=case.gateway.state
+    )
+    assert gateway.resumable
+    runner = ShardRunner(store, gateway, connect=connect, token=token, handle=handle)
+    running = asyncio.create_task(runner.run())
+    await ended.wait()
+    await asyncio.sleep(0)
+    seconds = time.thread_time() - socket.started
+    running.cancel()
+    await asyncio.wait([running])
+    await store.clear("runner")
+    return seconds
+
+
+async def _turn_of_asyncio() -> float:
+    """Do what asyncio must do for as many events: a turn of the loop and a task for each."""
+    ended = asyncio.Event()
+    left = _EVENTS
+
+    async def handle() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            ended.set()
+
+    started = time.thread_time()
+    tasks = set()
+    for _ in range(_EVENTS):
+        await asyncio.sleep(0)
+        task = asyncio.create_task(handle())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await ended.wait()
+    await asyncio.sleep(0)
     return time.thread_time() - started
 
 
