@@ -391,10 +391,11 @@ class GroupCommit:
             account = keeper.account
             if not account.unsaved:
                 continue
-            work += 1 if account.mark is None else _ASKED
-            if work > _BATCH:
+            cost = 1 if account.mark is None else _ASKED
+            if work + cost > _BATCH:
                 work, now = 0, None
                 await _let_others_in()
+            work += cost
             try:
                 if now is None and account.changed and account.state is not None:
                     now = read_clock(self._clock)

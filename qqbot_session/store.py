@@ -509,7 +509,7 @@ class AsyncSessionStore:
         self._closed = True
         self._ledger.freeze()
         while self._unwritten is None:
-            if self._closing is None:
+            if self._closing is None or self._closing.done():
                 cancelled = await self._close()
             else:
                 cancelled = await outlast({self._closing})
@@ -535,8 +535,7 @@ class AsyncSessionStore:
             self._unwritten = self._commit.failures()
             return cancelled
         finally:
-            self._closing = None  # should it have ended in any other way, the next caller tries
-            done.set_result(None)
+            done.set_result(None)  # should it have ended in any other way, the next caller tries
 
     def _check_open(self) -> None:
         if self._closed:
