@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType, coroutine
 from typing import Any, TypeVar
@@ -197,8 +197,8 @@ class GroupCommit:
 
         Once cancelled, the attempt has two seconds more.
         """
-        pending = {self.join(account) for account in self._ledger.unsaved()}
-        cancelled = await outlast(pending)
+        unsaved = [] if self._aborted else self._ledger.unsaved()
+        cancelled = await outlast({self.join(account) for account in unsaved})
         self._aborted = True
         tasks = [*(keeper.task for keeper in self._keepers.values()), self._writer, self._call]
         alive: set[asyncio.Task[Any]] = {
@@ -413,7 +413,7 @@ class GroupCommit:
         Returns:
             Whether the attempt has ended: not if it was cancelled, and this task too.
         """
-        self._call = call = _begin(Context(), self._storage.commit, changes)
+        self._call = call = begin(self._storage.commit, changes, context=Context())
         cancelled = False
         while not call.done():
             try:
@@ -432,11 +432,7 @@ class GroupCommit:
                 batch.taken, batch.outage = True, error
             failures |= dict.fromkeys(changes, error)
             return True
-        try:
-            answered = {key: _as_error(error) for key, error in dict(answer).items()}
-        except Exception:  # noqa: BLE001 - an answer may be anything too
-            wrong = TypeError(f"commit answered {type(answer).__name__}, not the failures")
-            answered = dict.fromkeys(changes, wrong)
+        answered = _answered(answer, changes)
         failures |= {key: error for key, error in answered.items() if key in changes}
         return True
 
@@ -554,7 +550,7 @@ async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
 
     Only who is cancelled gets a `CancelledError`, whatever the call does to the task it runs in.
     """
-    call = _begin(copy_context(), function, *args)
+    call = begin(function, *args)
     try:
         await asyncio.wait([call])
     except asyncio.CancelledError:
@@ -563,9 +559,11 @@ async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
     return _outcome(call)
 
 
-def _begin(
-    context: Context, function: Callable[..., Awaitable[_T]], *args: object
+def begin(
+    function: Callable[..., Awaitable[_T]], *args: object, context: Context | None = None
 ) -> asyncio.Task[_T]:
+    """Call it in a task past any factory, by default in the caller's context."""
+
     async def call() -> _T:
         return await function(*args)
 
@@ -573,7 +571,7 @@ def _begin(
         call(), loop=asyncio.get_running_loop(), name=f"{_NAME}commit:storage", context=context
     )
     task._log_destroy_pending = False  # type: ignore[attr-defined]
-    task.add_done_callback(_retrieve, context=context)
+    task.add_done_callback(_retrieve)
     return task
 
 
@@ -608,6 +606,15 @@ async def outlast(
                 deadline = loop.time() + _PATIENCE
             cancelled = cancelled or error
     return cancelled
+
+
+def _answered(answer: object, changes: Iterable[str]) -> dict[str, BaseException]:
+    """Return what a commit answered, which may be anything, as failures."""
+    try:
+        return {key: _as_error(error) for key, error in dict(answer).items()}  # type: ignore[call-overload]
+    except Exception:  # noqa: BLE001 - not even a mapping
+        wrong = TypeError(f"commit answered {type(answer).__name__}, not the failures")
+        return dict.fromkeys(changes, wrong)
 
 
 def _as_error(error: object) -> BaseException:

@@ -25,7 +25,17 @@ from enum import Enum
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from .commit import EXITS, GroupCommit, WriteDetails, call_hook, guarded, outlast, read_clock, say
+from .commit import (
+    EXITS,
+    GroupCommit,
+    WriteDetails,
+    begin,
+    call_hook,
+    guarded,
+    outlast,
+    read_clock,
+    say,
+)
 from .errors import (
     InvalidRecordError,
     SessionWriteError,
@@ -35,7 +45,7 @@ from .errors import (
     name_some,
 )
 from .lease import Lease, Leases
-from .ledger import Account, Ledger, Source, is_turn
+from .ledger import Account, Ledger, Mark, Source, is_turn
 from .state import (
     MAX_INTEGER,
     ResumableState,
@@ -383,20 +393,7 @@ class AsyncSessionStore:
         age = None if state is None or now is None else now - state.saved_at
         if not self._closed:
             await self._heed(account_id, found, reason)
-        if reason is not LoadReason.RESUMABLE:
-            say(
-                logging.WARNING if reason in _ALARMING else logging.INFO,
-                "Identify %s: %s",
-                *(name_one(account_id), words),
-                extra={
-                    "qqbot_account": account_id,
-                    "qqbot_reason": reason.value,
-                    "qqbot_age": age,
-                },
-            )
-        if self._on_load is not None:
-            details = LoadDetails(account_id=account_id, reason=reason, age=age, state=state)
-            call_hook("on_load", self._on_load, details)
+        self._tell(LoadDetails(account_id=account_id, reason=reason, age=age, state=state), words)
         return cast(ResumableState, state) if reason is LoadReason.RESUMABLE else None
 
     async def load_all(self, *, include_expired: bool = False) -> list[ResumableState]:
@@ -526,16 +523,22 @@ class AsyncSessionStore:
         self._closing = done = self._commit.running_loop().create_future()
         try:
             cancelled = await self._commit.close()
-            await self._leases.aclose()
-            if self._owns_storage:
-                try:
-                    await guarded(self._storage.aclose)
-                except Exception as error:  # noqa: BLE001 - the records are what matters
-                    say(logging.WARNING, "cannot close the storage: %s", describe(error))
+            release = begin(self._release)
+            cancelled = await outlast({release}, cancelled) or cancelled
+            _ = release.cancel()
             self._unwritten = self._commit.failures()
             return cancelled
         finally:
             done.set_result(None)  # should it have ended in any other way, the next caller tries
+
+    async def _release(self) -> None:
+        """Give up the leases, and close the storage if the store made it."""
+        try:
+            await self._leases.aclose()
+            if self._owns_storage:
+                await self._storage.aclose()
+        except Exception as error:  # noqa: BLE001 - the records are what matters
+            say(logging.WARNING, "cannot close the storage: %s", describe(error))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -559,21 +562,13 @@ class AsyncSessionStore:
         self._check_open()
         try:
             account_id, turn = check_account_id(gateway.account_id), gateway.turn
-            generation, shard = gateway.generation, gateway.shard
+            generation, _ = gateway.generation, gateway.shard
         except AttributeError:
             raise TypeError(f"gateway must be a GatewaySession, not {gateway!r}") from None
         loop = self._commit.running_loop()
         account = self._ledger.accounts.get(account_id)
         mark = None if account is None else account.mark
-        if mark is not None and mark.shard != shard:
-            raise ValueError(
-                f"account {account_id!r} is shard {mark.shard!r}'s, not {shard!r}'s: "
-                "give each shard an account id of its own"
-            )
-        if mark is not None and generation < mark.generation:
-            if mark.outdated < generation:
-                mark.outdated = generation
-                say(logging.WARNING, "an older gateway session of %s is ignored", account_id)
+        if mark is not None and _is_outdated(mark, gateway):
             return
         is_known = mark is not None and (mark.generation, mark.turn) == (generation, turn)
         if is_known and account is not None and account.has_session:
@@ -740,6 +735,19 @@ class AsyncSessionStore:
             return LoadReason.NO_SESSION, f"no session in the record, {old}"
         return LoadReason.RESUMABLE, ""
 
+    def _tell(self, details: LoadDetails, words: str) -> None:
+        """Say in one line why there is nothing to resume, and tell the hook in any case."""
+        if details.reason is not LoadReason.RESUMABLE:
+            fields = {
+                "qqbot_account": details.account_id,
+                "qqbot_reason": details.reason.value,
+                "qqbot_age": details.age,
+            }
+            level = logging.WARNING if details.reason in _ALARMING else logging.INFO
+            say(level, "Identify %s: %s", name_one(details.account_id), words, extra=fields)
+        if self._on_load is not None:
+            call_hook("on_load", self._on_load, details)
+
     async def _heed(self, account_id: str, found: _Found, reason: LoadReason) -> None:
         """Let the account have a session, or none any more, as `load` is about to answer."""
         account = self._ledger.accounts.get(account_id)
@@ -786,6 +794,26 @@ class AsyncSessionStore:
         account = self._ledger.accounts.get(found.state.account_id)
         is_unsaved = account is not None and account.unsaved
         return not is_unsaved and self._is_expired(found.state, self._now())
+
+
+def _is_outdated(mark: Mark, gateway: Source) -> bool:
+    """Whether another gateway session than the one that recorded last is older; say so once.
+
+    Raises:
+        ValueError: it is another shard's.
+    """
+    if mark.shard != gateway.shard:
+        raise ValueError(
+            f"account {gateway.account_id!r} is shard {mark.shard!r}'s, not {gateway.shard!r}'s: "
+            "give each shard an account id of its own"
+        )
+    if gateway.generation >= mark.generation:
+        return False
+    if mark.outdated < gateway.generation:
+        mark.outdated = gateway.generation
+        name = name_one(gateway.account_id)
+        say(logging.WARNING, "an older gateway session of %s is ignored", name)
+    return True
 
 
 def _inspect(account_id: str | None, data: bytes | None) -> _Found:

@@ -233,6 +233,7 @@ async def test_a_cancelled_aclose_on_a_hanging_storage_ends_every_task(moment: i
     assert storage.records == {}
 
 
+@pytest.mark.real_time
 async def test_a_cancelled_aclose_on_a_hanging_disk_ends_every_task(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,3 +289,36 @@ async def test_an_update_during_the_last_attempt_of_a_cancelled_task_is_still_wr
     written = decode(storage.records["bot"]).last_seq
     await store.aclose()
     assert written == NEWEST
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_close_that_is_cancelled_again_and_again_still_closes_the_storage(
+    turns: int,
+) -> None:
+    """As in a cancelled scope of anyio, from any moment on; the storage takes its time."""
+    # promise 5
+
+    class Slow(FaultyStorage):
+        async def commit(self, changes: Any) -> Any:
+            await asyncio.sleep(0.5)
+            return await super().commit(changes)
+
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.5)
+            await super().aclose()
+
+    storage = Slow()
+    store = AsyncSessionStore(storage)
+    store._owns_storage = True
+    await store.save(a_state("bot", NEWEST))
+    closing = asyncio.create_task(store.aclose())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    while not closing.done():
+        closing.cancel()
+        await asyncio.sleep(0.01)
+    assert closing.cancelled() or turns == 0
+    await store.aclose()
+    assert storage.closed == 1
+    assert decode(storage.records["bot"]).last_seq == NEWEST
+    assert our_tasks() == []
