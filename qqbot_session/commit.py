@@ -326,7 +326,9 @@ class GroupCommit:
 
     def _shorten_window(self, keeper: Keeper) -> None:
         """Wake the task of a young account, first changed in its window, before that is over."""
-        if keeper.ended is None or keeper.account.id in self._failing:
+        if keeper.batch is None or keeper.ended is None or not keeper.batch.done.done():
+            return  # its write has still to end
+        if keeper.account.id in self._failing:
             return
         now = self.running_loop().time()
         left = keeper.ended + self._window(keeper.account, now) - now

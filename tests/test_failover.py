@@ -58,11 +58,11 @@ def start(qq: LocalGateway, **options: Any) -> asyncio.Task[None]:
 
 async def test_a_bot_waits_its_turn_and_takes_it_when_the_other_stops(tmp_path: Path) -> None:
     # promises 22, 23
-    path = tmp_path / "sessions.db"
+    ours, theirs = (SqliteStorage(tmp_path / "sessions.db") for _ in range(2))
     async with LocalGateway(heartbeat_interval=0.5) as qq:
-        first = start(qq, sessions=SqliteStorage(path))
+        first = start(qq, sessions=ours)
         await qq.wait_for(lambda qq: qq.clients and qq.clients[0].started)
-        second = start(qq, sessions=SqliteStorage(path))
+        second = start(qq, sessions=theirs)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
         await asyncio.sleep(0.5)
         assert len(qq.clients) == 1
@@ -72,13 +72,16 @@ async def test_a_bot_waits_its_turn_and_takes_it_when_the_other_stops(tmp_path: 
         second.cancel()
         await asyncio.wait([second])
         assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+    await ours.aclose()
+    await theirs.aclose()
 
 
 async def test_a_bot_whose_lease_was_lost_waits_for_its_turn_again(tmp_path: Path) -> None:
     # promise 23
     path = tmp_path / "sessions.db"
     async with LocalGateway(heartbeat_interval=0.5) as qq:
-        bot = start(qq, sessions=SqliteStorage(path))
+        mine = SqliteStorage(path)
+        bot = start(qq, sessions=mine)
         await qq.wait_for(lambda qq: qq.clients and qq.clients[0].started)
         thief = SqliteStorage(path)
         account_id = f"{qq.app_id}-0-1"
@@ -94,6 +97,7 @@ async def test_a_bot_whose_lease_was_lost_waits_for_its_turn_again(tmp_path: Pat
         bot.cancel()
         await asyncio.wait([bot])
         await thief.aclose()
+        await mine.aclose()
 
 
 async def test_a_lease_that_cannot_be_had_is_an_error_at_once(tmp_path: Path) -> None:

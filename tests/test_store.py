@@ -159,6 +159,23 @@ async def test_a_young_account_that_was_quiet_for_a_while_waits_no_full_window(
     assert written(storage) == [1, 2]
 
 
+async def test_a_short_window_too_starts_when_the_write_has_ended(
+    store: AsyncSessionStore, storage: FaultyStorage
+) -> None:
+    # promise 2
+    await store.save(a_state(last_seq=1))
+    await asyncio.sleep(0.01)
+    storage.gate.clear()
+    await store.update_last_seq("bot", 2)
+    await asyncio.sleep(1)
+    await store.update_last_seq("bot", 3)
+    storage.gate.set()
+    await asyncio.sleep(0.04)
+    assert written(storage) == [1, 2]
+    await asyncio.sleep(0.3)
+    assert written(storage) == [1, 2, 3]
+
+
 async def test_with_a_long_window_an_idle_bot_is_not_written_more_often(
     storage: FaultyStorage, clock: WallClock
 ) -> None:
