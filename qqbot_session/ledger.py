@@ -55,16 +55,18 @@ class Mark:
     Attributes:
         source: who is to be asked for the newest state; `None` while nothing is due.
         turn: the source's, when it was last asked or recorded.
+        session_id: the account's then; `None` without a session.
         outdated: the newest generation that was refused.
     """
 
-    __slots__ = ("generation", "outdated", "shard", "source", "turn")
+    __slots__ = ("generation", "outdated", "session_id", "shard", "source", "turn")
 
     def __init__(self, source: Source) -> None:
         self.source: Source | None = None
         self.turn = source.turn
         self.generation = source.generation
         self.shard = source.shard
+        self.session_id: str | None = None
         self.outdated = 0
 
 
@@ -196,7 +198,18 @@ class Ledger:
         if mark is None or mark.generation != source.generation:
             mark = account.mark = Mark(source)
         mark.turn = source.turn
+        mark.session_id = session_of(account.state)
         return mark
+
+    def is_noted(self, account: Account, source: Source) -> bool:
+        """Whether the account's session is the one that this source has now."""
+        mark = account.mark
+        return (
+            mark is not None
+            and account.has_session
+            and (mark.generation, mark.turn) == (source.generation, source.turn)
+            and mark.session_id == session_of(account.state)  # else another was saved or read since
+        )
 
     def mark(self, account: Account, source: Source, *, warm: bool) -> None:
         """Have the source asked for the state when the account, just changed, is encoded."""

@@ -561,8 +561,8 @@ class AsyncSessionStore:
     def _record(self, gateway: Source) -> None:
         self._check_open()
         try:
-            account_id, turn = check_account_id(gateway.account_id), gateway.turn
-            generation, _ = gateway.generation, gateway.shard
+            account_id = check_account_id(gateway.account_id)
+            _ = gateway.turn, gateway.generation, gateway.shard
         except AttributeError:
             raise TypeError(f"gateway must be a GatewaySession, not {gateway!r}") from None
         loop = self._commit.running_loop()
@@ -570,8 +570,7 @@ class AsyncSessionStore:
         mark = None if account is None else account.mark
         if mark is not None and _is_outdated(mark, gateway):
             return
-        is_known = mark is not None and (mark.generation, mark.turn) == (generation, turn)
-        if is_known and account is not None and account.has_session:
+        if account is not None and self._ledger.is_noted(account, gateway):
             state: SessionState | None = account.state  # the newest is asked for when it is written
         else:
             state = gateway.state

@@ -156,6 +156,26 @@ async def test_what_is_saved_after_a_record_counts(
     assert storage.records == {}
 
 
+@pytest.mark.parametrize("came_by", ["save", "load", "load_all"])
+async def test_a_record_after_another_session_is_the_gateway_s(
+    store: AsyncSessionStore, storage: FaultyStorage, gateway: Gateway, came_by: str
+) -> None:
+    """The session changed since the last record, and not at the gateway: the later call wins."""
+    # promise 4
+    await grown_up(store, gateway)
+    other = SessionState(account_id="bot", session_id="another", last_seq=3)
+    if came_by == "save":
+        await store.save(other)
+        await store.flush()
+    else:  # another process wrote it
+        storage.records["bot"] = encode(other, 3, 1_700_000_000.0)
+        await (store.load("bot") if came_by == "load" else store.load_all())
+    gateway.handle(2)
+    await store.record(gateway)
+    await store.flush()
+    assert (on_storage(storage).session_id, on_storage(storage).last_seq) == ("s1", 2)
+
+
 async def test_an_older_gateway_session_writes_nothing_and_is_named_once(
     store: AsyncSessionStore,
     storage: FaultyStorage,
