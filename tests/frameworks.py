@@ -48,7 +48,7 @@ OTHERS = {
     "botpy-community": Environment(("qq-botpy-community",)),
     "botpy-v2": Environment(("qq-botpy-v2",)),
     "botpy-sdk-2.1.0": Environment(("qq-botpy-sdk==2.1.0",), python=(3, 12)),
-    "nonebot-1.6.4": Environment(("nonebot-adapter-qq==1.6.4", _NONEBOT)),
+    "nonebot-1.6.4": Environment(("nonebot-adapter-qq==1.6.4", f"{_NONEBOT}==2.4.3")),
     "agent-sdk-1.2.1": Environment(("qqbot-agent-sdk==1.2.1",)),
 }
 ALL = NEWEST | OTHERS

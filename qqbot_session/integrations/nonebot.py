@@ -57,7 +57,12 @@ require(
 )
 require("nonebot-adapter-qq", Bot, {"get_access_token": (), "me": (), "shard_url_get": ()}, _HERE)
 
-_TIMEOUT = Timeout(connect=10.0, read=None, close=2.0)  # seconds; heartbeats find a dead line
+_WAITS = {"connect": 10.0, "read": None, "close": 2.0}  # seconds; heartbeats find a dead line
+_TIMEOUT = Timeout(
+    **{  # `close` is new in nonebot2 2.5
+        name: seconds for name, seconds in _WAITS.items() if name in Timeout.__dataclass_fields__
+    }
+)
 
 
 class Config(BaseModel):
@@ -196,7 +201,8 @@ class _Socket:
             await self._ws.close(code)
         finally:
             await self._stack.aclose()
-        return self._code
+        # Who could not send has not read the code; all drivers' sockets have it.
+        return self._code or getattr(getattr(self._ws, "websocket", None), "close_code", None)
 
 
 async def _access_token(bot: Bot, new: bool) -> str:
