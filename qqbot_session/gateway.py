@@ -7,8 +7,8 @@ Rules:
 * A loop around it sends `frames_to_send`, sleeps until `get_timer`, hands over what it receives,
   and closes when `close_with` says so. Heartbeats, time-outs and answers are decided here.
 * Every `now` is seconds since the epoch, because ages outlive the process; but from a clock that
-  nobody sets, such as `time.time()` taken once plus what `time.monotonic()` has gone since, so
-  that a step of the wall clock is no dead line (promise 11).
+  nobody sets, such as `time.time()` taken once per line plus what `time.monotonic()` has gone
+  since, so that a step of the wall clock is no dead line, and lets no event go (promise 11).
 * A frame is checked in full before anything changes: after `GatewayProtocolError` everything
   is as it was, and the socket may be read on (promise 19).
 * What is stored is the number up to which everything is handled; heartbeats report the highest
@@ -417,7 +417,8 @@ class GatewaySession:
             Resumes (bot-docs issue 191).
         close_rules: replaces `CLOSE_RULES`; without the row `None`, that of `CLOSE_RULES` applies.
         max_held_seconds: how long an event may hold the mark while its handler runs and after it
-            ended unsettled, summed over restarts; `None` = for ever.
+            ended unsettled, summed over restarts; `None` = for ever. Between two lines, which
+            need not agree on the time, only what `closed` told to wait is counted.
         failed: what becomes of an event whose handler raised: with `"settle"` it counts as
             handled, with `"keep"` it stays open, so that the next Resume brings it again. One
             that was cancelled always stays open.
@@ -533,6 +534,7 @@ class GatewaySession:
     def connect(self) -> Connection:
         """Return the connection for a new socket; every earlier one changes nothing any more."""
         self._connection = Connection(self)
+        self._watermark.wait(0.0)
         return self._connection
 
     def handling(self, event: Dispatch) -> AbstractContextManager[None]:
@@ -729,6 +731,7 @@ class GatewaySession:
         identifies = rule.next is Next.IDENTIFY or not self.resumable
         wait = self._pace.wait(rule, identifies=identifies, refused=refused, now=self._now)
         self._now += wait  # at least that late it is when the next line opens
+        self._watermark.wait(wait)
         return CloseRule(
             next=Next.IDENTIFY if identifies else Next.RESUME,
             refresh_token=rule.refresh_token or refused,

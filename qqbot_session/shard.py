@@ -324,7 +324,7 @@ class ShardRunner:
             if asyncio.iscoroutine(answer):
                 answer.close()
                 raise TypeError("observe is async, and nobody awaits it")
-        except Exception as error:  # noqa: BLE001 - an observer's error is not the line's
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - not the line's error
             text = "observe raised on %r: %r"
             self._say(logging.ERROR, text, event, error, reason="observe", exc_info=error)
 
@@ -333,7 +333,13 @@ class ShardRunner:
         if self._concurrency is not None and len(self._handlers) >= self._concurrency:
             self._waiting.append(event)
             return
-        handler = asyncio.create_task(self._work(event))
+        work = self._work(event)
+        try:
+            handler = asyncio.create_task(work)
+        except Exception as error:  # noqa: BLE001 - a task factory of the process's
+            work.close()
+            self._tell_handler(logging.ERROR, event, f"met a task factory: {error!r}", error)
+            handler = asyncio.Task(self._work(event), loop=asyncio.get_running_loop())
         self._handlers.add(handler)
         handler.add_done_callback(self._ended)
 

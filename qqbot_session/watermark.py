@@ -207,6 +207,14 @@ class Watermark:
             self._advance()
         return tuple(released)
 
+    def wait(self, seconds: float) -> None:
+        """Let so many seconds pass, whatever the clock says at the next `release`.
+
+        For the time between two lines, each of which may have a clock of its own.
+        """
+        self._clock += seconds
+        self._now = None
+
     def is_settled(self, seq: int) -> bool:
         """Whether it is certain that this number was settled in this session."""
         return seq in self._runs

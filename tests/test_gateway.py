@@ -693,6 +693,26 @@ def test_letting_go_is_seen_on_the_next_event_of_any_kind() -> None:
         assert gateway.settled == 3
 
 
+def test_between_two_lines_only_what_closed_told_to_wait_is_held_time() -> None:
+    # promise 11, 18: each line dates its clock anew, and somebody sets it
+    gateway = identified(make(max_held_seconds=30.0))
+    with gateway.handling(dispatch(gateway, message(2))):
+        gateway.receive({"op": 11}, NOW + 10)
+        waited = gateway.closed(4008).wait
+        later = NOW + 30 * 86_400
+        assert waited > 20
+        gateway.handshake("t", later)
+        assert gateway.receive(resumed(3), later).released == (2,)
+    with gateway.handling(dispatch(gateway, message(4), later)):
+        gateway.receive({"op": 11}, later + 10)
+        assert gateway.closed(None).wait < 20
+        gateway.handshake("t", NOW)
+        assert gateway.receive(resumed(5), NOW).released == ()
+        gateway.handshake("t", later)
+        assert gateway.receive(resumed(6), later).released == ()
+        assert gateway.settled == 3
+
+
 def test_the_mark_never_passes_what_nobody_handled_however_many_are_open() -> None:
     # promise 18: a replay of 3,000 at once, and the process dies
     gateway = restarted(identified(make()))

@@ -546,11 +546,13 @@ async def test_observe_sees_every_event_before_its_handler() -> None:
         assert Resumed in [type(event) for event in world.seen]
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
 async def test_an_observer_that_raises_is_told_and_ends_nothing(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, kind: type[BaseException]
 ) -> None:
+    # promise 20
     def observe(event: Event) -> None:
-        raise RuntimeError("a framework's fault")
+        raise kind("a framework's fault")
 
     async with a_world(observe=observe) as world:
         line = await world.up()
@@ -567,6 +569,27 @@ async def test_an_observer_that_is_async_is_told(caplog: pytest.LogCaptureFixtur
     async with a_world(observe=observe) as world:
         await world.up()
         assert "observe is async" in caplog.text
+
+
+async def test_a_task_factory_that_raises_is_told_and_every_event_is_handled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # promise 20
+    def broken(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        raise TypeError("an old tracer's fault")
+
+    async with a_world() as world:
+        line = await world.up()
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(broken)
+        try:
+            line.event(2)
+            line.event(3)
+            await settle()
+        finally:
+            loop.set_task_factory(None)
+        assert world.handled == [2, 3]
+        assert "an old tracer's fault" in caplog.text
 
 
 async def test_before_identify_is_awaited_before_the_line_is_opened_and_never_before_a_resume() -> (
@@ -608,6 +631,27 @@ async def test_steps_of_the_wall_clock_are_no_dead_line(monkeypatch: pytest.Monk
         await settle()
         assert line.closed_with is None
         assert len([frame for frame in line.sent if frame["op"] == 1]) in (4, 5)
+
+
+async def test_a_step_of_the_wall_clock_lets_no_event_go_on_the_next_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # promise 11, 18
+    working = asyncio.Event()
+
+    async with a_world() as world:
+        line = await world.up()
+        world.work = lambda event: working.wait()
+        line.event(2)
+        await settle()
+        month_later = time.time() + 30 * 86_400.0
+        monkeypatch.setattr("qqbot_session.shard.time.time", lambda: month_later)
+        line.end(None)
+        line = await world.up()
+        line.event(4)
+        await settle()
+        assert (world.gateway.settled, world.gateway.received) == (1, 4)
+        working.set()
 
 
 # The end
