@@ -127,13 +127,13 @@ async def run_runner(options: argparse.Namespace, store: AsyncSessionStore) -> N
         await runner.run()
 
 
-async def run_whole_bot(options: argparse.Namespace, store: AsyncSessionStore) -> None:
+async def run_whole_bot(options: argparse.Namespace) -> None:
     await run_bot(
         options.app_id,
         options.secret,
         intents=INTENTS,
         handle=Work(options),
-        sessions=store,
+        sessions=options.directory,
         api_url=options.api_url,
         token_url=options.token_url,
         grace=options.grace,
@@ -142,17 +142,15 @@ async def run_whole_bot(options: argparse.Namespace, store: AsyncSessionStore) -
 
 async def live(options: argparse.Namespace) -> None:
     say("start")
-    store = AsyncSessionStore(options.directory, debounce=options.debounce)
     if options.library == "run_bot":
-        async with store:
-            await run_whole_bot(options, store)
+        await run_whole_bot(options)
     else:
         task = asyncio.current_task()
         assert task is not None
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
-            async with store:
+            async with AsyncSessionStore(options.directory) as store:
                 await run_runner(options, store)
     say("end", tasks=len(asyncio.all_tasks()))
 
@@ -170,7 +168,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "cancelled": (0.0, "how likely a handler raises CancelledError"),
         "scale": (1.0, "of the waits between lines"),
         "patience": (20.0, "seconds for Hello, READY and RESUMED"),
-        "debounce": (1.0, "seconds"),
         "grace": (5.0, "seconds for handlers at the end"),
     }
     for name, (default, text) in numbers.items():
