@@ -208,12 +208,13 @@ class ShardRunner:
             finally:
                 code = await self._close(socket, connection.close_with or _CLOSE_CODE)
                 self._health = replace(self._health, connected_since=None)
+        theirs = code if connection.close_with is None else None  # else it is our own
         rule = connection.closed(code)
         self._refresh_token |= rule.refresh_token
         self._record()
         self._tell_close(code, rule)
         if rule.next is Next.STOP:
-            raise GatewayRefusedError(self._gateway.account_id, code, rule.meaning)
+            raise GatewayRefusedError(self._gateway.account_id, theirs, rule.meaning)
         return rule
 
     async def _open(self) -> tuple[str, Socket] | None:

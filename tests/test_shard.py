@@ -492,6 +492,20 @@ async def test_a_code_that_forbids_another_try_ends_run_with_the_reason() -> Non
         assert world.runner.health.next_try_at is None
 
 
+async def test_intents_that_are_refused_end_run_with_a_sentence_that_names_them() -> None:
+    # promise 16
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1 << 9 | 1 << 25))
+        for _ in range(3):
+            line = await world.line()
+            line.hello()
+            line.say(op=9, d=False)
+        with pytest.raises(GatewayRefusedError, match=r"1 << 9 \| 1 << 25") as caught:
+            await world.task
+        assert caught.value.code is None
+        assert world.tokens == [False, True, True]
+
+
 async def test_a_refusal_out_of_token_or_connect_ends_run() -> None:
     async def token(new: bool) -> str:
         raise GatewayRefusedError("102000000", 100016, "The secret is wrong.")
