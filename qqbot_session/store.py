@@ -400,7 +400,8 @@ class AsyncSessionStore:
         """Return every session that can be resumed, in the order of their account ids.
 
         Records that are no session are skipped, corrupt and foreign ones with a warning. Nothing
-        is removed.
+        is removed. What is listed replaces what was remembered; what is not listed may be
+        unreadable, so it is not forgotten.
 
         Args:
             include_expired: return sessions past `max_age` as well.
@@ -701,6 +702,8 @@ class AsyncSessionStore:
         return found
 
     async def _scan(self, found: dict[str, SessionState | None], read_again: set[str]) -> None:
+        found.clear()  # of an earlier try: every record would be read once more, one by one
+        read_again.clear()
         async for key, data in self._storage.scan():
             if self._closed:
                 return

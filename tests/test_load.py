@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -281,6 +282,27 @@ async def test_a_listing_that_fails_for_a_moment_is_tried_again(
     storage.unreadable = True
     asyncio.get_running_loop().call_later(0.5, setattr, storage, "unreadable", False)
     assert [state.account_id for state in await store.load_all()] == ["bot"]
+
+
+async def test_a_listing_that_failed_halfway_reads_no_record_one_by_one(
+    store: AsyncSessionStore, storage: Flaky, clock: WallClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # promise 10
+    for number in range(5):
+        storage.records[f"bot-{number}"] = encode(a_state(f"bot-{number}"), saved_at=clock())
+    whole, tries = storage.scan, 0
+
+    async def scan() -> AsyncIterator[tuple[str, bytes]]:
+        nonlocal tries
+        tries += 1
+        async for item in whole():
+            if tries == 1 and item[0] == "bot-3":
+                raise OSError(errno.EIO, "for a moment")
+            yield item
+
+    monkeypatch.setattr(storage, "scan", scan)
+    assert len(await store.load_all()) == 5
+    assert storage.reads == []
 
 
 async def test_a_copy_under_another_id_is_nobodys_record(
