@@ -553,3 +553,76 @@ async def test_a_database_that_forgot_a_lease_gives_it_back_to_its_holder(
     await storage.release("a", "holder")
     assert await other.acquire("a", "candidate", 60.0) is True
     await other.aclose()
+
+
+# Crash points
+
+COMMIT = """
+import asyncio, sys
+from qqbot_session.storages.sqlite import SqliteStorage
+
+async def main(path):
+    storage = SqliteStorage(path)
+    batch = {f"account-{number}": b"new" * 100 for number in range(200)}
+    assert await storage.commit(batch | {"gone": None}) == {}
+    await storage.aclose()
+
+asyncio.run(main(sys.argv[1]))
+"""
+NEW = {f"account-{number}": b"new" * 100 for number in range(200)}
+OLD = dict.fromkeys(NEW, b"old" * 100) | {"gone": b"gone"}
+CALLS = ("openat", "pwrite64", "fdatasync", "fsync", "ftruncate", "unlink", "fcntl")
+
+
+def traced(path: Path, *options: str) -> tuple[int, str]:
+    """Run the commit under strace, for what it does with the database and its log."""
+    trace = path.with_name("trace")
+    paths = [f"--trace-path={path}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
+    command = ["strace", "-f", "-o", str(trace), *paths, *options]
+    result = subprocess.run(
+        [*command, sys.executable, "-c", COMMIT, str(path)],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return result.returncode, trace.read_text() if trace.exists() else ""
+
+
+async def prepare(path: Path, *, fresh: bool) -> None:
+    shutil.rmtree(path.parent, ignore_errors=True)
+    path.parent.mkdir()
+    if not fresh:
+        storage = SqliteStorage(path)
+        await storage.commit(dict(OLD))
+        await storage.aclose()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.parametrize("fresh", [False, True], ids=["there already", "made by it"])
+@pytest.mark.parametrize("how", ["signal=KILL", "error=EIO", "error=ENOSPC"])
+async def test_any_system_call_may_be_the_last_or_fail(
+    tmp_path: Path, fresh: bool, how: str
+) -> None:
+    """The whole batch is there, or all that was before; and the next one is written."""
+    # promises 7, 8
+    path = tmp_path / "place" / "sessions.db"
+    await prepare(path, fresh=fresh)
+    status, trace = traced(path, f"--trace={','.join(CALLS)}")
+    if status != 0:
+        pytest.skip("may not trace here")
+    before: dict[str, bytes] = {} if fresh else OLD
+    tried = 0
+    for call in CALLS:
+        for number in range(1, min(trace.count(f" {call}("), 40) + 1):
+            await prepare(path, fresh=fresh)
+            traced(path, f"--inject={call}:{how}:when={number}")
+            tried += 1
+            storage = SqliteStorage(path)
+            assert await records(storage) in (before, NEW), (call, number)
+            assert await storage.commit({**NEW, "gone": None}) == {}
+            assert await records(storage) == NEW
+            assert asides(path) == []
+            await storage.aclose()
+    assert tried > 8
