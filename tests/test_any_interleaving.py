@@ -348,6 +348,17 @@ def on_loop(method: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
     return run
 
 
+def in_a_task_of_its_own(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    """Be the task factory of a tracer, which puts every coroutine into one of its own."""
+
+    async def traced() -> Any:
+        return await work
+
+    return asyncio.Task(traced(), loop=loop, **options)
+
+
 def at_once(work: Coroutine[Any, Any, Any]) -> Any:
     """Run what must not suspend."""
     try:
@@ -387,6 +398,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualTimeLoop()
+        self.loop.set_task_factory(in_a_task_of_its_own)
         self.place = self.place_type()
         self.waiters: list[tuple[str, asyncio.Task[None], dict[str, int]]] = []
         self.cancelled_waiters = False
@@ -793,16 +805,25 @@ class Machine(RuleBasedStateMachine):
     # The end, and another beginning
 
     @precondition(lambda self: self.gate_open)
-    @rule()
+    @rule(callers=st.integers(1, 3), cancelled=st.booleans(), reads=st.integers(0, 2))
     @on_loop
-    async def close_and_reopen(self) -> None:
+    async def close_and_reopen(self, callers: int, cancelled: bool, reads: int) -> None:
+        """Close, with several callers, one of whom is cancelled, and with loads under way."""
         self.may_write_early()
-        try:
-            await self.store.aclose()
-            failures = set()
-        except SessionWriteError as error:
-            failures = set(error.failures)
-        assert failures == self.model.dirty()
+        loads = [asyncio.create_task(self.store.load("stranger")) for _ in range(reads)]
+        await asyncio.sleep(0)
+        closing = [asyncio.create_task(self.store.aclose()) for _ in range(callers + cancelled)]
+        await asyncio.sleep(0)
+        if cancelled:
+            closing[0].cancel()
+        ended = await asyncio.gather(*closing, *loads, return_exceptions=True)
+        failed = [error for error in ended if isinstance(error, SessionWriteError)]
+        for error in failed:
+            assert set(error.failures) == self.model.dirty()
+        others = callers if self.model.dirty() else 0
+        assert others <= len(failed) <= others + cancelled
+        for error in ended[len(closing) :]:
+            assert error is None or isinstance(error, StoreClosedError)
         await self.check_closed()
         self.open()
 
@@ -857,6 +878,7 @@ class Machine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             self.heal()
             self.open_gate()
+            self.may_write_early()
             self.run(self.store.aclose())
             self.nothing_went_wrong()
             assert not self.model.dirty()
