@@ -23,6 +23,7 @@ from .commit import say
 _ASK_AGAIN = 60.0  # seconds after which what was told is asked again, if need be; our choice
 _PACE = 5.2  # seconds in which `max_concurrency` sessions may be created: 5, and some for the way
 _GRANTED = 30.0  # seconds until an Identify that was granted must have been sent
+_LOOK = 0.1  # seconds after which it is looked again what became of those
 _NAP = 600.0  # seconds after which a bot without session starts looks again
 _pause = asyncio.sleep
 
@@ -91,13 +92,17 @@ class Pace:
         now = _now()
         while self._sent and self._sent[0] <= now - _PACE:
             self._sent.popleft()
+        if len(self._sent) + self._promised(now) < self._concurrency:
+            return 0.0
+        ends = self._sent[0] + _PACE - now if self._sent else _PACE
+        return ends if not self._granted else min(ends, _LOOK)
+
+    def _promised(self, now: float) -> int:
+        """Return how many were granted and may still be sent."""
         for shard, at in list(self._granted.items()):
             if at <= now - _GRANTED:
                 del self._granted[shard]
-        if len(self._sent) + len(self._granted) < self._concurrency:
-            return 0.0
-        ends = self._sent[0] + _PACE - now if self._sent else _PACE
-        return ends if not self._granted else min(ends, 0.1)
+        return len(self._granted)
 
     async def _until_one_remains(self) -> None:
         told = 0.0
@@ -105,8 +110,12 @@ class Pace:
             if self.is_old and not await self._ask() and self.asked_at == float("-inf"):
                 raise ConnectionError("how many sessions may be started, QQ has not said yet")
             now = _now()
-            if self._remaining is None or self._remaining > 0 or now >= self._resets_at:
+            left = self._remaining
+            if left is None or left > self._promised(now) or now >= self._resets_at:
                 return
+            if left > 0:  # until it is known whether those that were promised are spent
+                await _pause(_LOOK)
+                continue
             if told != self._resets_at:
                 told = self._resets_at
                 say(

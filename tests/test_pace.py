@@ -65,6 +65,22 @@ async def test_what_went_out_is_counted_until_qq_is_asked_again() -> None:
     third.cancel()
 
 
+async def test_what_was_granted_is_not_granted_to_another_before_it_went_out() -> None:
+    # promise 21
+    qq = Qq(remaining=1, max_concurrency=4, reset_after=3_600_000)
+    await qq.pace.before_identify(SHARDS[0])
+    second = asyncio.create_task(qq.pace.before_identify(SHARDS[1]))
+    await asyncio.sleep(5)  # the first one's socket is still being opened
+    assert not second.done()
+    qq.pace.withdraw(SHARDS[0])  # it did not open
+    await asyncio.wait_for(second, 1)
+    qq.pace.handshake_goes_out(SHARDS[1])
+    third = asyncio.create_task(qq.pace.before_identify(SHARDS[2]))
+    await asyncio.sleep(20)
+    assert not third.done()
+    third.cancel()
+
+
 async def test_what_was_granted_and_not_used_is_another_shards() -> None:
     qq = Qq()
     await qq.pace.before_identify(SHARDS[0])
