@@ -1,4 +1,4 @@
-"""README's changes for each framework, run as they are shown there, before and after."""
+"""The changes that its page shows for each framework, run as shown, before and after."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_both_languages_show_the_same_changes() -> None:
     def changes(name: str) -> list[str]:
         return re.findall(r"^```diff\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.M | re.S)
 
-    assert changes("README.zh-CN.md") == changes("README.md")
-    assert len(changes("README.md")) == 4
+    assert changes("docs/frameworks.zh.md") == changes("docs/frameworks.md")
+    assert len(changes("docs/frameworks.md")) == 4

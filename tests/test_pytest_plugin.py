@@ -154,26 +154,25 @@ def test_the_fixture_needs_no_configuration(tmp_path: Path, mode: str) -> None:
     assert counts == {"passed": 1 if mode == "none" else 2}, output
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_readmes_say_what_there_is(readme: str) -> None:
-    names = re.findall(r"(?<=[|,] )`(\w+)`", section(readme))
+@pytest.mark.parametrize("readme", ["docs/testing.md", "docs/testing.zh.md"])
+def test_the_pages_say_what_there_is(readme: str) -> None:
+    names = re.findall(r"(?:(?<=[|,] )|(?<=、))`(\w+)`", section(readme))
     assert len(names) > 30
     with LocalGateway().serving() as gateway:
         assert [name for name in names if not hasattr(gateway, name)] == []
 
 
-def test_readmes_test_passes(tmp_path: Path) -> None:
-    program = re.findall(r"^```python\n(.*?)^```", section("README.md"), re.M | re.S)[0]
+def test_the_test_on_the_page_passes(tmp_path: Path) -> None:
+    program = re.findall(r"^```python\n(.*?)^```", section("docs/testing.md"), re.M | re.S)[0]
     options = ["-p", "no:anyio", "--asyncio-mode=auto"]
     program = "from my_bot import my_bot\n" + program
     counts, output = run_pytest(tmp_path, *options, my_bot=BOT, test_readme=program)
     assert counts == {"passed": 1}, output
 
 
-def section(readme: str) -> str:
-    """Return README's words on testing a bot."""
-    sections = re.split(r"^## ", (ROOT / readme).read_text("utf-8"), flags=re.M)
-    return next(section for section in sections if "[testing]" in section)
+def section(page: str) -> str:
+    """Return the page's words."""
+    return (ROOT / page).read_text("utf-8")
 
 
 def test_it_is_imported_when_used_and_made_as_a_marker_says(tmp_path: Path) -> None:

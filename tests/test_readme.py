@@ -1,4 +1,4 @@
-"""README's code is run as it stands there, in both languages."""
+"""The code of README, and of the pages on a bot and a loop, is run as it stands there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from qqbot_session.testing import LocalGateway
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 ENGLISH, CHINESE = READMES
+OWN_LOOP = ROOT / "docs" / "own-loop.md"
+BOT = ROOT / "examples" / "bot.py"  # what the page on a first bot includes
 
 
 def blocks(readme: Path, language: str = "python") -> list[str]:
@@ -44,13 +46,44 @@ def test_both_languages_have_the_same_sections_and_tables() -> None:
     assert shape(CHINESE) == shape(ENGLISH)
 
 
-def test_the_first_program_stands_before_line_25_and_resumes_when_run_again(
-    tmp_path: Path,
-) -> None:
-    program = blocks(ENGLISH)[0]
-    assert ENGLISH.read_text("utf-8").index(program) < len(
-        "\n".join(ENGLISH.read_text("utf-8").split("\n")[:25])
-    )
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.name)
+def test_each_language_leads_to_the_other_and_shows_a_bot_before_line_25(readme: Path) -> None:
+    lines = readme.read_text("utf-8").splitlines()
+    other = CHINESE if readme == ENGLISH else ENGLISH
+    assert f"({other.name})" in lines[1]
+    assert "run_bot(app_id" in "\n".join(lines[:25])
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.name)
+def test_every_link_leads_to_a_file(readme: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", readme.read_text("utf-8")):
+        assert link.startswith("http") or (ROOT / link).is_file(), link
+
+
+AT_HOME = """
+import functools, qqbot_session.bot as bot
+bot.run_bot = functools.partial(bot.run_bot, api_url={0.api_url!r}, token_url={0.token_url!r})
+"""
+
+
+@pytest.mark.real_time
+async def test_the_first_bot_answers(tmp_path: Path) -> None:
+    async with LocalGateway() as qq:
+        variables = {"QQBOT_APP_ID": qq.app_id, "QQBOT_SECRET": qq.client_secret}
+        program = AT_HOME.format(qq) + blocks(ENGLISH)[0]
+        command = (sys.executable, "-W", "error", "-c", program)
+        bot = await start(*command, cwd=tmp_path, env={**os.environ, **variables}, stderr=PIPE)
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("ping"))
+        await qq.wait_for(lambda qq: qq.sent)
+        bot.send_signal(signal.SIGTERM)
+        _, said = await bot.communicate()
+        assert (bot.returncode, b"Traceback" in said) == (0, False), said
+        assert [answer.content for answer in qq.sent] == ["pong"]
+
+
+def test_the_program_for_the_store_alone_resumes_when_run_again(tmp_path: Path) -> None:
+    program = block_with("from READY")
 
     def run() -> str:
         command = [sys.executable, "-W", "error", "-c", program]
@@ -66,31 +99,23 @@ def test_the_first_program_stands_before_line_25_and_resumes_when_run_again(
 # The programs for bots
 
 
-def block_with(text: str) -> str:
-    (block,) = [block for block in blocks(ENGLISH) if text in block]
+def block_with(text: str, page: Path = ENGLISH) -> str:
+    (block,) = [block for block in blocks(page) if text in block]
     return block
 
 
-@pytest.mark.parametrize("name", ["bot", "own_loop"])
-def test_the_examples_are_what_readme_shows(name: str) -> None:
-    example = (ROOT / "examples" / f"{name}.py").read_text("utf-8")
-    text = "run_bot(" if name == "bot" else "async def run_own_loop"
-    shown = block_with(text)
-    begin = shown.index("import asyncio" if name == "bot" else "DATA = ")
-    assert shown[begin:] in example
-
-
-def test_a_whole_bot_is_about_25_lines() -> None:
-    lines = [line for line in block_with("run_bot(").splitlines() if line.strip()]
-    assert len(lines) <= 34
+def test_the_example_of_an_own_loop_is_what_its_page_shows() -> None:
+    example = (ROOT / "examples" / "own_loop.py").read_text("utf-8")
+    shown = block_with("async def run_own_loop", OWN_LOOP)
+    assert shown[shown.index("DATA = ") :] in example
 
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_the_bot_answers_and_goes_on_where_it_was(tmp_path: Path, loop: str) -> None:
-    """As README says: QQ by its command on this machine, and the variables that it prints."""
+    """As its page says: QQ by its command on this machine, and the variables that it prints."""
     pytest.importorskip(loop)
-    text = block_with("run_bot(").replace("asyncio.run(", f"{loop}.run(")
+    text = BOT.read_text("utf-8").replace("asyncio.run(", f"{loop}.run(")
     text = text.replace("import asyncio\n", f"import {loop}\n", 1)
     program = [sys.executable, "-W", "error", "-c", text]
     command = ["-u", "-m", "qqbot_session.testing", "--port", "0", "--every", "0.05"]
@@ -129,7 +154,7 @@ async def next_variable(qq: asyncio.subprocess.Process) -> tuple[str, str]:
 
 
 class OwnBot:
-    """A bot on README's own loop."""
+    """A bot on the loop that the page shows."""
 
     def __init__(self, qq: LocalGateway) -> None:
         self.qq = qq
@@ -142,7 +167,7 @@ class OwnBot:
 
     async def run(self, directory: Path) -> None:
         names: dict[str, Any] = {}
-        exec(compile(block_with("async def run_own_loop"), "README.md", "exec"), names)
+        exec(compile(block_with("async def run_own_loop", OWN_LOOP), "own-loop.md", "exec"), names)
         qq, token = self.qq, ""
         rules = {code: replace(rule, wait=rule.wait / 50) for code, rule in CLOSE_RULES.items()}
         async with AsyncSessionStore(directory) as store, aiohttp.ClientSession() as http:
@@ -226,7 +251,7 @@ async def test_the_runner_keeps_its_line_up(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(compile(block_with("async def run_shard"), "README.md", "exec"), names)
+    exec(compile(block_with("async def run_shard", OWN_LOOP), "own-loop.md", "exec"), names)
     seen: list[str] = []
 
     async def handle(event: Dispatch) -> None:

@@ -1,4 +1,4 @@
-"""README's program for a framework, as it stands there, before its change or after it.
+"""The page's program for a framework, as it stands there, before its change or after it.
 
 BUILD is the framework's module, and `before` or `after`. What is added here only leads it to
 QQ on localhost and tells what becomes of its messages.
@@ -16,14 +16,14 @@ from typing import Any
 
 from framework_work import API, APP_ID, BUILD, SECRET, TOKEN_URL, work
 
-_README = Path(__file__).parents[2] / "README.md"
+_PAGE = Path(__file__).parents[2] / "docs" / "frameworks.md"
 _DROPPED = {"before": "+", "after": "-"}
 module, when = BUILD.split()
 
 
 def program(marker: str, when: str) -> str:
     """Return the block that holds the marker, with its change or without."""
-    blocks = re.findall(r"^```diff\n(.*?)^```", _README.read_text("utf-8"), re.M | re.S)
+    blocks = re.findall(r"^```diff\n(.*?)^```", _PAGE.read_text("utf-8"), re.M | re.S)
     (block,) = [block for block in blocks if marker in block]
     lines = block.splitlines()
     return "\n".join(line[1:] for line in lines if not line.startswith(_DROPPED[when]))
@@ -49,7 +49,7 @@ def run_botpy() -> None:
             program("remember(client", when),
         )
         text = "\n".join([*class_block.splitlines()[:-1], remembering])
-    exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
+    exec(compile(text, "frameworks.md", "exec"), {"__name__": "__main__"})
 
 
 def run_nonebot() -> None:
@@ -68,14 +68,14 @@ def run_nonebot() -> None:
         f'QQ_BOTS=[{bot} "intent": {{"c2c_group_at_messages": true}}}}]\nQQ_SESSIONS=sessions\n'
     )
     sys.path.insert(0, ".")
-    exec(compile(program("register_adapter", when), "README.md", "exec"), {"__name__": "bot"})
+    exec(compile(program("register_adapter", when), "frameworks.md", "exec"), {"__name__": "bot"})
 
 
 def run_agent_sdk() -> None:
     from framework_agent_sdk import make
 
     names: dict[str, Any] = {}
-    exec(compile(program("QQWebSocket(callbacks)", when), "README.md", "exec"), names)
+    exec(compile(program("QQWebSocket(callbacks)", when), "frameworks.md", "exec"), names)
 
     async def main() -> None:
         stop = asyncio.Event()
