@@ -12,7 +12,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urldefrag, urljoin
+from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 
@@ -105,7 +105,7 @@ def test_every_page_opens_without_an_error_and_every_link_inside_leads_somewhere
     context.close()
     assert errors == []
     for href, name in links.items():
-        target, anchor = urldefrag(href)
+        target, anchor = urldefrag(unquote(href))
         assert target in anchors or (site / target.removeprefix(address)).is_file(), (name, href)
         if anchor and target in anchors:
             assert anchor in anchors[target] or anchor.startswith("__"), (name, href)
@@ -150,4 +150,17 @@ def test_the_first_page_of_each_language_is_in_that_language(
         page.goto(urljoin(address, name))
         assert page.get_attribute("html", "lang") == language
         assert ("机器人" in page.inner_text("article")) is (language == "zh")
+    page.close()
+
+
+def test_the_search_finds_a_chinese_word_in_the_middle_of_a_sentence(
+    address: str, browser: Any
+) -> None:  # fmt: skip
+    page = browser.new_page()
+    page.route(lambda url: not url.startswith(address), lambda route: route.abort())
+    page.goto(urljoin(address, "zh/"))
+    page.click("input.md-search__input")
+    page.keyboard.insert_text("失去租约")
+    page.keyboard.press("Shift")  # the search looks when a key is let go
+    page.wait_for_selector("a.md-search-result__link[href*='storages/#lease']")
     page.close()
