@@ -186,6 +186,7 @@ async def test_a_record_that_cannot_be_read_for_a_moment_is_not_forgotten(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
 @scenarios
@@ -265,7 +266,7 @@ def strace_bench(name: str, tmp_path: Path) -> Iterator[StraceBench]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not strace_works(), reason="needs strace and the right to trace")
 @scenarios
 async def test_killed_at_any_system_call(strace_bench: StraceBench) -> None:
@@ -281,7 +282,7 @@ async def test_killed_at_any_system_call(strace_bench: StraceBench) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not strace_works(), reason="needs strace and the right to trace")
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
 @scenarios

@@ -533,8 +533,9 @@ def test_any_bytes_are_a_session_or_none(directory: Path, data: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @settings(
-    max_examples=20_000,
+    max_examples=10_000,
     database=None,
     deadline=None,
     print_blob=True,

@@ -225,7 +225,7 @@ async def test_what_durable_false_gives_up(laboratory: Laboratory) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 async def test_a_larger_batch_in_every_state(laboratory: Laboratory) -> None:
     """Four records overwritten, one made and one deleted."""
     # promise 7
@@ -236,7 +236,7 @@ async def test_a_larger_batch_in_every_state(laboratory: Laboratory) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(40))
 async def test_one_power_loss_after_the_other(laboratory: Laboratory, seed: int) -> None:
     """Random commits; now and then the power fails and the bot goes on with what is left."""

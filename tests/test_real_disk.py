@@ -99,6 +99,7 @@ def write_until_the_power_goes(where: str, disk: Disk, commits: int) -> tuple[in
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.real_time
 @pytest.mark.parametrize("kind", ["files", "sqlite"])
 async def test_what_flush_said_is_on_storage_is_there_when_the_power_comes_back(
