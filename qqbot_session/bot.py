@@ -505,9 +505,9 @@ def _seconds(value: object) -> float:
     """Return a token's life; a minute if it makes no sense, so that it is soon asked again."""
     try:
         seconds = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return _OLD_TOKEN
-    return float(min(max(seconds, 1), 86_400))
+    return float(min(seconds, 86_400)) if seconds > 0 else _OLD_TOKEN
 
 
 def _now() -> float:
@@ -544,6 +544,7 @@ def _check_shards(shards: object) -> list[Shard]:
         return [(number, shards) for number in range(shards)]
     if not isinstance(shards, Sequence) or not shards:
         raise TypeError(f"shards must be a number or (shard id, shard count) pairs, not {shards!r}")
-    for shard in shards:
-        check_shard(shard)
-    return list(shards)
+    wanted = [check_shard(shard) for shard in shards]
+    if len(set(wanted)) < len(wanted):  # each would end the other's line, again and again
+        raise ValueError(f"shards must differ from each other: {wanted!r}")
+    return wanted

@@ -282,6 +282,16 @@ async def test_a_token_endpoint_that_fails_ends_nothing(
     assert qq.requests[qq.TOKEN] == 4
 
 
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("7200", 7200.0), (30, 30.0), (10**30, 86_400.0)]
+    + [(nonsense, 60.0) for nonsense in (0, -1, "soon", None, [], float("inf"), float("nan"))],
+)
+def test_a_token_s_life_that_makes_no_sense_is_a_minute(told: object, seconds: float) -> None:
+    # promise 20
+    assert bot_module._seconds(told) == seconds
+
+
 async def test_a_token_that_cannot_be_renewed_serves_to_its_end(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +492,7 @@ async def test_handlers_get_their_grace_and_a_second_signal_ends_it(qq: LocalGat
         ({"shards": 0}, ValueError),
         ({"shards": []}, TypeError),
         ({"shards": [(2, 2)]}, ValueError),
+        ({"shards": [(0, 2), (1, 2), (0, 2)]}, ValueError),
         ({"concurrency": 0}, ValueError),
         ({"grace": -1}, ValueError),
         ({"handle": None}, TypeError),
