@@ -21,6 +21,7 @@ from typing import Any
 from .commit import say
 
 _ASK_AGAIN = 60.0  # seconds after which what was told is asked again, if need be; our choice
+_DAY = 86_400.0  # seconds, after which they are reset at the latest
 _PACE = 5.2  # seconds in which `max_concurrency` sessions may be created: 5, and some for the way
 _GRANTED = 30.0  # seconds until an Identify that was granted must have been sent
 _LOOK = 0.1  # seconds after which it is looked again what became of those
@@ -60,7 +61,8 @@ class Pace:
         fields: Mapping[str, Any] = limit if isinstance(limit, Mapping) else {}
         self.asked_at = _now()
         self._remaining = count(fields.get("remaining"))
-        self._resets_at = self.asked_at + (count(fields.get("reset_after")) or 0) / 1000
+        resets_in = (count(fields.get("reset_after")) or 0) / 1000
+        self._resets_at = self.asked_at + (min(resets_in, _DAY) if resets_in > 0 else _ASK_AGAIN)
         self._concurrency = max(1, count(fields.get("max_concurrency")) or 1)
 
     async def before_identify(self, shard: tuple[int, int]) -> None:

@@ -54,6 +54,18 @@ async def test_none_is_granted_when_none_remains(caplog: pytest.LogCaptureFixtur
     await asyncio.wait_for(waiting, 2)  # then it has been reset
 
 
+@pytest.mark.parametrize("told", [None, 0, -1, "soon", 10**30])
+async def test_where_none_remains_and_no_time_is_told_it_is_asked_again(told: object) -> None:
+    # promise 21
+    qq = Qq(remaining=0, reset_after=told)
+    waiting = asyncio.create_task(qq.pace.before_identify((0, 1)))
+    await asyncio.sleep(3600)
+    assert not waiting.done()
+    assert 1 < qq.asked < 70
+    qq.limit = {"remaining": 1}
+    await asyncio.wait_for(waiting, 601)
+
+
 async def test_what_went_out_is_counted_until_qq_is_asked_again() -> None:
     qq = Qq(remaining=2, max_concurrency=4, reset_after=3_600_000)
     for shard in SHARDS[:2]:
