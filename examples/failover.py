@@ -25,8 +25,8 @@ from qqbot_session.bot import Bot, run_bot
 from qqbot_session.gateway import Dispatch
 from qqbot_session.testing import LocalGateway
 
-TTL = 3.0  # seconds until the other copy may begin; 15 in real life
-BEFORE, AFTER = 40, 60  # messages until the kill, and from then on
+TTL = 2.0  # seconds until the other copy may begin; 15 in real life
+BEFORE, AFTER = 20, 50  # messages until the kill, and from then on
 EVERY = 0.05  # seconds
 STARTED = time.monotonic()
 

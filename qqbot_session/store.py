@@ -141,9 +141,9 @@ class AsyncSessionStore:
     debug mode).
 
     Args:
-        storage: a directory, which becomes a `FileStorage`; `sqlite:PATH`; or any `Storage`.
-            `None` is the directory of the TypeScript original, `~/.openclaw/qqbot/sessions`. The
-            store closes only a storage it made.
+        storage: a directory, which becomes a `FileStorage`; `sqlite:PATH`; `redis://…` or
+            `rediss://…`; or any `Storage`. `None` is the directory of the TypeScript original,
+            `~/.openclaw/qqbot/sessions`. The store closes only a storage it made.
         debounce: seconds from one write of an account to the next; 0 is the next turn of the
             loop. Also the most that a `kill -9` loses of the sequence number. In the first 4
             seconds of an account's life here it is at most a quarter of that life, or 50 ms.

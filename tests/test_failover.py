@@ -51,7 +51,13 @@ async def ignore(event: Dispatch, bot: Bot) -> None:
 
 
 def start(qq: LocalGateway, **options: Any) -> asyncio.Task[None]:
-    options = {"intents": 1 << 25, "handle": ignore, "signals": False, "lease": 1.5} | options
+    options = {
+        "intents": 1 << 25,
+        "handle": ignore,
+        "signals": False,
+        "lease": 1.5,
+        "grace": 0.1,
+    } | options
     urls = {"api_url": qq.api_url, "token_url": qq.token_url}
     return asyncio.create_task(run_bot(qq.app_id, qq.client_secret, **urls, **options))
 

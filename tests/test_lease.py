@@ -509,13 +509,13 @@ SECONDS = 1.5  # of a lease between processes
 class Process:
     """A bot in a process of its own, and what it has said so far."""
 
-    def __init__(self, where: str, name: int) -> None:
-        self.command = [sys.executable, "-c", PROGRAM, where, f"{SECONDS}", f"{name}"]
+    def __init__(self, where: str, name: int, ttl: float = SECONDS) -> None:
+        self.command = [sys.executable, "-c", PROGRAM, where, f"{ttl}", f"{name}"]
         self.seq = 0
 
     async def __aenter__(self) -> Process:
         self.process = await asyncio.create_subprocess_exec(
-            *self.command, stdout=asyncio.subprocess.PIPE
+            *self.command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
         return self
 
@@ -532,9 +532,9 @@ class Process:
     async def until(self, word: str, number: int = 0) -> int:
         """Read on until it says the word, with the number at least."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(20 * SECONDS):
+        async with asyncio.timeout(40.0):
             while line := (await self.process.stdout.readline()).decode().split():
-                value = int(line[1]) if len(line) > 1 else 0
+                value = int(line[1]) if len(line) == 2 else 0  # else it is a line of the log
                 if line[0] == "seq":
                     self.seq = value
                 if line[0] == word and value >= number:
@@ -552,6 +552,11 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield server.url
 
 
+on_redis_slowly = pytest.mark.parametrize(
+    "where", ["sqlite", pytest.param("redis", marks=pytest.mark.slow)], indirect=True
+)
+
+
 async def on_storage(where: str) -> SessionState:
     storage = storage_of(where)
     data = await storage.read("bot")
@@ -561,6 +566,7 @@ async def on_storage(where: str) -> SessionState:
 
 
 @pytest.mark.real_time
+@on_redis_slowly
 async def test_a_holder_that_is_killed_is_succeeded_within_its_time(where: str) -> None:
     """The successor resumes what was on storage: a window's numbers are lost at most."""
     # promises 9, 23
@@ -576,6 +582,7 @@ async def test_a_holder_that_is_killed_is_succeeded_within_its_time(where: str) 
 
 
 @pytest.mark.real_time
+@on_redis_slowly
 async def test_a_holder_that_is_terminated_hands_over_its_very_last_number(where: str) -> None:
     # promises 9, 23
     async with Process(where, 1) as one:
@@ -655,19 +662,20 @@ async def test_a_server_that_restarts_empty_ends_no_bot(caplog: pytest.LogCaptur
     """The holder sets its lease again before the candidate, which saw it held, would."""
     # promise 23
     pytest.importorskip("redis")
+    ttl = 6.0  # longer than the server is away, however busy the machine
     with RedisServer() as server:
-        async with Process(server.url, 1) as one:
+        async with Process(server.url, 1, ttl) as one:
             await one.until("seq", 5)
-            async with Process(server.url, 2) as two:
+            async with Process(server.url, 2, ttl) as two:
                 await two.until("waiting")
-                await one.until("seq", one.seq + 50)  # the candidate has looked
+                await two.until("waiting")  # now the log says so: it has looked
                 server.kill()
                 server.start()
-                await one.until("seq", one.seq + 150)
+                await one.until("seq", one.seq + 200)
                 found = await on_storage(server.url)
                 assert found.intent_level_index == 1
                 assert found.last_seq is not None
-                assert found.last_seq > one.seq - 100
+                assert found.last_seq > one.seq - 150
 
 
 async def _who_holds(*processes: Process) -> Process:
