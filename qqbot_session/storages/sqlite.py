@@ -113,7 +113,9 @@ class SqliteStorage:
     new one takes what is written. Anything else at the path is an error and stays as it is. Full
     or read-only disks are errors too; reading needs a writable directory.
 
-    Do not fork while it is in use: a child opens its own connections, but SQLite warns of more.
+    Do not fork while it is in use: a child opens its own connections, but SQLite warns of more. A
+    process that is stopped, not ended, in the middle of a write keeps the database locked until it
+    goes on; for machines and containers that are suspended there is Redis.
 
     Raises:
         TypeError, ValueError: `path` cannot be a path.
