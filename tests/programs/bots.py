@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import sys
@@ -251,7 +252,7 @@ def new_loop(kind: str) -> asyncio.AbstractEventLoop:
 
 def main(name: str, directory: str, kind: str = "plain") -> None:
     bot = globals()[name]
-    if not asyncio.iscoroutinefunction(bot):
+    if not inspect.iscoroutinefunction(bot):
         bot(Path(directory))
         return
     with asyncio.Runner(loop_factory=lambda: new_loop(kind)) as runner:

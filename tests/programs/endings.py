@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import logging
 import signal
 import sys
@@ -228,7 +229,7 @@ async def within(world: str, bot: Callable[[Path], Awaitable[None]], directory: 
 def main(name: str, directory: str, world: str = "plain") -> None:
     bot = globals()[name]
     worlds.keep_off_the_network()
-    if not asyncio.iscoroutinefunction(bot):
+    if not inspect.iscoroutinefunction(bot):
         bot(Path(directory))
         return
     try:
