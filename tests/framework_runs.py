@@ -25,7 +25,7 @@ from frameworks import PROGRAMS, ROOT, python_of
 from qqbot_session.testing import LocalGateway
 
 _PATIENCE = 90.0  # seconds until what should happen is taken not to happen
-_AT_A_TIME = 4  # bots that run side by side
+_AT_A_TIME = 6  # bots that run side by side
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Bot:
 @contextlib.asynccontextmanager
 async def bot_at_qq(build: Build, **gateway: Any) -> AsyncIterator[tuple[Bot, LocalGateway]]:
     """Give a bot, not yet started, and its QQ; show what it printed if the body fails."""
-    async with LocalGateway(**{"heartbeat_interval": 1.0} | gateway) as qq:
+    async with LocalGateway(**{"heartbeat_interval": 3.0} | gateway) as qq:
         with tempfile.TemporaryDirectory() as directory:
             bot = Bot(build, qq, Path(directory, "sessions"))
             try:

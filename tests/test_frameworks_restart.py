@@ -52,7 +52,14 @@ OTHERS = [
     nonebot("nonebot-1.6.4"),
     agent_sdk("agent-sdk-1.2.1"),
 ]
-WITH_US = ["killed", "terminated", "slow handlers", "misfortunes", "replies", "refused"]
+WITH_US = [
+    "misfortunes",
+    "slow handlers",
+    "refused",
+    "killed",
+    "terminated",
+    "replies",
+]  # longest first
 ALONE = ["killed", "terminated", "slow handlers"]
 
 
