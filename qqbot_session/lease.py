@@ -25,10 +25,9 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
+from .commit import say
 from .errors import LeaseLostError, SessionWriteError, StoreClosedError
 from .storages.base import LeasingStorage, Storage
-
-_log = logging.getLogger("qqbot_session")
 
 _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
 
@@ -143,7 +142,7 @@ class Leases:
         except SessionWriteError as error:
             if not failed and lease.lost is None:
                 raise
-            _log.error("%s", error)
+            say(logging.ERROR, "%s", error)
         finally:
             await self._give_up(storage, lease)
 
@@ -166,7 +165,7 @@ class Leases:
                     why = f"{error!r}"
                 if why != said:
                     said = why
-                    _log.warning("waiting for the lease of %r: %s", lease.account_id, why)
+                    say(logging.WARNING, "waiting for the lease of %r: %s", lease.account_id, why)
                 await asyncio.sleep(lease.ttl / 6 * random.uniform(0.8, 1.2))
         except asyncio.CancelledError:
             await self._release(storage, lease)
@@ -233,13 +232,14 @@ class Leases:
                 self._lose(lease, "taken over")
             else:
                 lease._next = asyncio.get_running_loop().time() + ttl / 12
-                _log.warning("cannot renew the lease of %r: %r", lease.account_id, failure)
+                text = "cannot renew the lease of %r: %r"
+                say(logging.WARNING, text, lease.account_id, failure)
 
     def _lose(self, lease: Lease, why: str) -> None:
         """End the body, and let nothing of the account be written any more."""
         if lease.lost is None and self._drop(lease):
             lease.lost = why
-            _log.warning("the lease of %r was %s", lease.account_id, why)
+            say(logging.WARNING, "the lease of %r was %s", lease.account_id, why)
             self._forget(lease.account_id)
             if lease._body is not None:
                 lease._cancelled = lease._body.cancel()

@@ -148,7 +148,7 @@ class ShardRunner:
         self._grace = grace
         self._running = False
         self._refresh_token = False
-        self._handlers: set[asyncio.Task[None]] = set()
+        self._handlers: dict[asyncio.Task[None], Dispatch] = {}
         self._waiting: deque[Dispatch] = deque()
         self._cancels = 0  # requests to cancel our task that came before `run`
         self._clock = time.monotonic  # the loop's, once there is one
@@ -341,12 +341,14 @@ class ShardRunner:
             work.close()
             self._tell_handler(logging.ERROR, event, f"met a task factory: {error!r}", error)
             handler = asyncio.Task(self._work(event), loop=asyncio.get_running_loop())
-        self._handlers.add(handler)
+        self._handlers[handler] = event
         handler.add_done_callback(self._ended)
 
     def _ended(self, handler: asyncio.Task[None]) -> None:
-        self._handlers.discard(handler)
-        if not handler.cancelled():
+        event = self._handlers.pop(handler)
+        if handler.cancelled():  # maybe before its first step
+            self._gateway.fail(event)
+        else:
             handler.exception()  # else asyncio says that nobody asked for it
         if self._waiting:
             self._start(self._waiting.popleft())
@@ -368,7 +370,8 @@ class ShardRunner:
 
     async def _finish(self) -> None:
         """Give the handlers their grace, cancel those that are left, and record."""
-        self._waiting.clear()
+        while self._waiting:  # else a later `run` would take them for events that a handler has
+            self._gateway.fail(self._waiting.popleft())
         try:
             if self._handlers:
                 await asyncio.wait(self._handlers, timeout=self._grace)

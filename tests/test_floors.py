@@ -26,7 +26,7 @@ FLOORS = {
     "storages": (3, 0),
     "gateway": (4, 0),
     "commit": (4, 0),
-    "lease": (4, 0),
+    "lease": (4, 1),
     "store": (5, 0),
     "shard": (6, 0),
     "pace": (6, 0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sqlite3
 import sys
@@ -309,6 +310,27 @@ async def test_what_a_body_writes_while_it_is_being_ended_goes_nowhere(
                 await store.save(state(99))  # as a runner's last record
     await asyncio.sleep(1000.0)
     assert seq_of(server) == 1
+
+
+async def test_a_log_filter_that_raises_keeps_no_lost_body_alive(
+    store: AsyncSessionStore, server: Server
+) -> None:
+    # promises 1 and 23
+    def broken(record: logging.LogRecord) -> bool:
+        raise KeyError(record.msg)
+
+    log = logging.getLogger("qqbot_session")
+    log.addFilter(broken)
+    try:
+        server.leases["bot"] = ("another's", now() + 20.0)  # waiting for it is said, too
+        with pytest.raises(LeaseLostError):
+            async with store.lease("bot", ttl=TTL):
+                began = now()
+                server.leases["bot"] = ("another's", now() + 1000.0)
+                await asyncio.sleep(1e6)
+    finally:
+        log.removeFilter(broken)
+    assert now() <= began + TTL
 
 
 async def test_the_loss_of_a_lease_is_no_cancellation(

@@ -762,6 +762,58 @@ async def test_what_waits_for_a_place_is_not_begun_at_the_end_and_stays_open() -
         assert world.gateway.settled == 2
 
 
+async def test_what_waited_for_a_place_is_handled_when_run_is_called_again() -> None:
+    # promise 18: the same session takes nothing for handled that was never begun
+    async def work(event: Dispatch) -> None:
+        world.handled.append(event.seq)
+        await asyncio.sleep(1)
+
+    async with a_world(concurrency=1) as world:
+        line = await world.up()
+        world.work = work
+        for seq in range(2, 6):
+            line.event(seq)
+        await settle()
+        await world.stop()
+        world.task = asyncio.create_task(world.runner.run())
+        line = await world.line()
+        line.hello()
+        await settle()
+        for seq in range(3, 6):
+            line.event(seq)
+        line.say(op=0, s=6, t="RESUMED", d="")
+        await asyncio.sleep(10)
+        assert world.handled == [2, 3, 4, 5]
+        assert world.gateway.settled == 6
+
+
+async def test_an_event_whose_handler_is_cancelled_before_its_first_step_comes_again() -> None:
+    # promise 18: whoever cancels all tasks
+    async with a_world() as world:
+        line = await world.up()
+        before = asyncio.all_tasks()
+        line.event(2)
+        new: set[asyncio.Task[Any]] = set()
+        for _ in range(20):
+            if not new:
+                await asyncio.sleep(0)
+                new = asyncio.all_tasks() - before
+        assert new
+        assert not world.handled
+        for handler in new:
+            handler.cancel()
+        await settle()
+        line.end(4009)
+        line = await world.line()
+        line.hello()
+        await settle()
+        line.event(2)
+        line.say(op=0, s=3, t="RESUMED", d="")
+        await settle()
+        assert world.handled == [2]
+        assert world.gateway.settled == 3
+
+
 async def test_run_can_be_called_again_but_not_twice_at_a_time() -> None:
     async with a_world() as world:
         await world.up()

@@ -32,6 +32,7 @@ from typing import Any, TypeAlias
 
 from qqbot_agent_sdk import DEFAULT_INTENTS, QQWebSocket, WSCallbacks
 
+from ..commit import say
 from ..errors import StoreClosedError
 from ..gateway import Dispatch, Event, GatewaySession
 from ..shard import open_gateway
@@ -52,8 +53,6 @@ _FIELDS = (
 require_fields("qqbot-agent-sdk", WSCallbacks, _FIELDS, _HERE)
 require("qqbot-agent-sdk", QQWebSocket, {"start": ("gateway_url", "main_loop")}, _HERE)
 
-_log = logging.getLogger("qqbot_session")
-
 _Session: TypeAlias = tuple[str | None, int | None]
 _Callback: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[None]]
 
@@ -67,7 +66,7 @@ async def remember(callbacks: WSCallbacks, store: AsyncSessionStore, *, app_id: 
         app_id: the bot's app id.
     """
     gateway = await open_gateway(store, app_id, intents=int(DEFAULT_INTENTS))
-    _log.info("%s: the session is kept in %r", gateway.account_id, store)
+    say(logging.INFO, "%s: the session is kept in %r", gateway.account_id, store)
     return _Bridge(callbacks, store, gateway).callbacks()
 
 
@@ -169,7 +168,8 @@ class _Bridge:
         event = self._connection.receive(frame, time.time())
         self._connection.frames_to_send()  # which the SDK has sent
         if event.released:
-            _log.warning("open for too long, a crash loses them now: number %s", event.released)
+            text = "open for too long, a crash loses them now: number %s"
+            say(logging.WARNING, text, event.released)
         if isinstance(event, Dispatch) and event.seq is not None:
             self._events[event.seq] = event
         self._changed()
@@ -203,7 +203,8 @@ class _Bridge:
                 with self._gateway.handling(event):
                     await callback(kind, data)
             except Exception:
-                _log.exception("the handler of %s, number %s, failed", kind, seq)
+                text = "the handler of %s, number %s, failed"
+                say(logging.ERROR, text, kind, seq, exc_info=True)
                 raise
             finally:
                 self._changed()
