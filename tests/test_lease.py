@@ -498,9 +498,16 @@ async def test_of_two_candidates_each_has_its_turn(server: Server) -> None:
 # Real processes, on a database and on a server
 
 PROGRAM = """
-import asyncio, signal, sys
+import asyncio, logging, signal, sys
 from dataclasses import replace
 from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
+
+def tell(record):
+    if "another process holds it" in record.getMessage():
+        print("refused", flush=True)
+    return True
+
+logging.getLogger("qqbot_session").addFilter(tell)
 
 async def main(where, ttl, name):
     async with AsyncSessionStore(where, debounce=0.05) as store:
