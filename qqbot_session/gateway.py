@@ -274,6 +274,17 @@ class Connection:
         self._outbox.clear()
         return self._gateway._judge(code, self._phase)
 
+    def abandoned(self) -> None:
+        """End the connection for a reason of our own, such as the end of the process.
+
+        In place of `closed`, when nothing follows: a Resume that had no answer yet says nothing
+        of the session then, and is not counted.
+        """
+        if not self.stale:
+            self._token = None
+            self._outbox.clear()
+            self._gateway._abandon(self._phase)
+
     def _give_up(self, due: float, now: float) -> float:
         """Close the line, unless this comes late; return when to ask again."""
         if now - due <= _LATE:
@@ -411,7 +422,7 @@ class GatewaySession:
         max_resumes: Resumes in a row that the gateway refused or left unanswered, counted across
             restarts, before an Identify; `None` = no limit. Without it a dead session is resumed
             for ever. One that brought an event that was still to be handled was answered; one
-            that ended with 4004 or 4008 is not counted.
+            that ended with 4004 or 4008, or was `abandoned`, is not counted.
         max_session_age: seconds since Identify after which the next handshake is an Identify,
             `None` = never. A report tells of sessions that went silent after three days of
             Resumes (bot-docs issue 191).
@@ -713,6 +724,16 @@ class GatewaySession:
         first = self._in_hand[name]
         return first != seq and self._watermark.is_open(first)
 
+    def _abandon(self, phase: _Phase) -> None:
+        self._connection = None
+        if phase is _Phase.RESUMING:
+            self._take_back_resume()
+
+    def _take_back_resume(self) -> None:
+        """Count the Resume that was sent last no more: it was not refused."""
+        tries = max(0, self._session.failed_resumes - 1)
+        self._session = replace(self._session, failed_resumes=tries)
+
     def _judge(self, code: int | None, phase: _Phase) -> CloseRule:
         """End the latest connection, which was in that phase."""
         rule = self._close_rules.get(code) or self._close_rules.get(None) or CLOSE_RULES[None]
@@ -726,8 +747,7 @@ class GatewaySession:
         if rule.next is Next.STOP:
             return rule
         if phase is _Phase.RESUMING and code in NO_VERDICT:
-            tries = max(0, self._session.failed_resumes - 1)
-            self._session = replace(self._session, failed_resumes=tries)
+            self._take_back_resume()
         identifies = rule.next is Next.IDENTIFY or not self.resumable
         wait = self._pace.wait(rule, identifies=identifies, refused=refused, now=self._now)
         self._now += wait  # at least that late it is when the next line opens

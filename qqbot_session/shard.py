@@ -205,6 +205,9 @@ class ShardRunner:
             try:
                 connection.opened(token, self._now())
                 await self._serve(connection, socket)
+            except asyncio.CancelledError:
+                connection.abandoned()
+                raise
             finally:
                 code = await self._close(socket, connection.close_with or _CLOSE_CODE)
                 self._health = replace(self._health, connected_since=None)

@@ -671,6 +671,25 @@ async def test_a_step_of_the_wall_clock_lets_no_event_go_on_the_next_line(
 # The end
 
 
+async def test_a_resume_that_an_orderly_stop_cut_short_is_not_counted() -> None:
+    # promise 17
+    storage = MemoryStorage()
+    handshakes = []
+    for _ in range(6):
+        async with AsyncSessionStore(storage) as store:
+            world = World(store, await open_gateway(store, "102000000", intents=1))
+            line = await world.line()
+            line.hello()
+            await settle()
+            if line.handshakes() == [2]:
+                line.ready()
+                await settle()
+            handshakes += line.handshakes()
+            await world.stop()
+            assert line.closed_with == 4000
+    assert handshakes == [2, 6, 6, 6, 6, 6]
+
+
 async def test_cancelled_it_closes_with_4000_and_lets_handlers_finish() -> None:
     # promise 22
     async def work(event: Dispatch) -> None:
