@@ -34,11 +34,11 @@ class Environment:
 
 
 _NONEBOT = "nonebot2[aiohttp,fastapi,httpx,websockets]"
-NEWEST = {
-    "botpy": Environment(("qq-botpy",)),
+NEWEST = {  # what the extras bring
+    "botpy": Environment((f"{ROOT}[botpy]",)),
     "botpy-sdk": Environment(("qq-botpy-sdk",)),
-    "nonebot": Environment(("nonebot-adapter-qq", _NONEBOT)),
-    "agent-sdk": Environment(("qqbot-agent-sdk",)),
+    "nonebot": Environment((f"{ROOT}[nonebot]", _NONEBOT)),
+    "agent-sdk": Environment((f"{ROOT}[agent-sdk]",)),
 }
 OTHERS = {
     "botpy-1.1.5": Environment(("qq-botpy==1.1.5",)),
