@@ -7,7 +7,9 @@ beside it, and set the four variables that it prints.
 import asyncio
 import logging
 import os
+import sys
 
+from qqbot_session import GatewayRefusedError
 from qqbot_session.bot import Bot, run_bot
 from qqbot_session.gateway import Dispatch
 
@@ -24,14 +26,17 @@ async def handle(event: Dispatch, bot: Bot) -> None:
 
 
 logging.basicConfig(level=logging.INFO)
-asyncio.run(
-    run_bot(
-        os.environ["QQBOT_APP_ID"],
-        os.environ["QQBOT_SECRET"],
-        intents=1 << 25,  # messages of groups and users
-        handle=handle,
-        sessions="sessions",  # a directory
-        api_url=os.environ.get("QQBOT_API_URL"),  # QQ's, unless set
-        token_url=os.environ.get("QQBOT_TOKEN_URL"),
+try:
+    asyncio.run(
+        run_bot(
+            os.environ["QQBOT_APP_ID"],
+            os.environ["QQBOT_SECRET"],
+            intents=1 << 25,  # messages of groups and users
+            handle=handle,
+            sessions="sessions",  # a directory
+            api_url=os.environ.get("QQBOT_API_URL"),  # QQ's, unless set
+            token_url=os.environ.get("QQBOT_TOKEN_URL"),
+        )
     )
-)
+except GatewayRefusedError as error:  # a wrong secret, a ban: another try is no use
+    sys.exit(str(error))

@@ -104,6 +104,22 @@ def block_with(text: str, page: Path = ENGLISH) -> str:
     return block
 
 
+@pytest.mark.real_time
+async def test_a_wrong_secret_ends_the_example_with_a_sentence(tmp_path: Path) -> None:
+    async with LocalGateway() as qq:
+        variables = {
+            "QQBOT_APP_ID": qq.app_id,
+            "QQBOT_SECRET": "wrong",
+            "QQBOT_API_URL": qq.api_url,
+            "QQBOT_TOKEN_URL": qq.token_url,
+        }
+        env = {**os.environ, **variables}
+        bot = await start(sys.executable, str(BOT), cwd=tmp_path, env=env, stderr=PIPE)
+        _, said = await bot.communicate()
+        assert (bot.returncode, said.count(b"\n")) == (1, 1), said
+        assert b"The app id or the secret is wrong." in said
+
+
 def test_the_example_of_an_own_loop_is_what_its_page_shows() -> None:
     example = (ROOT / "examples" / "own_loop.py").read_text("utf-8")
     shown = block_with("async def run_own_loop", OWN_LOOP)
