@@ -119,3 +119,4 @@ Event: TypeAlias = (
     | Stale
     | Unknown
 )
+"""What `Connection.receive` returns."""

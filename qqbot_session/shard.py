@@ -409,10 +409,11 @@ class ShardRunner:
             next_try_at=None if rule.next is Next.STOP else time.time() + rule.wait,
         )
         level = _LEVELS.get(rule.next, logging.INFO)
-        text = "closed with %s: %s Next: %s in %.1f s"
+        how = "closed" if code is None else f"closed with {code}"
+        text = "%s: %s Next: %s in %.1f s"
         fields = {"code": code, "next": rule.next.value, "wait": rule.wait}
         self._say(
-            level, text, code, rule.meaning, rule.next.value, rule.wait, reason="closed", **fields
+            level, text, how, rule.meaning, rule.next.value, rule.wait, reason="closed", **fields
         )
 
     def _tell_skipped(self, error: GatewayProtocolError) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,54 @@ def test_a_page_names_only_files_that_are_there(page: Path) -> None:
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(test_\w+\.py)`", text):
         assert (ROOT / "tests" / name).exists(), name
+
+
+def said(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the structured fields of a module's log lines, and what each is set to."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "_say":
+            yield from ((f"qqbot_{word.arg}", word.value) for word in node.keywords if word.arg)
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                name = key.value if isinstance(key, ast.Constant) else None
+                if isinstance(name, str) and re.fullmatch("qqbot_(?!session)[a-z]+", name):
+                    yield name, value
+                elif name in {"code", "event", "next", "reason", "seqs", "wait"}:
+                    yield f"qqbot_{name}", value
+
+
+@pytest.mark.parametrize("page", ["operating.md", "operating.zh.md"])
+def test_every_field_of_a_log_line_is_in_the_table(page: str) -> None:
+    fields = {"qqbot_account"}
+    values = {"identify", "resume", "ready", "resumed"}  # made of names of the gateway's
+    for name in ("shard", "bot", "pace", "store"):
+        tree = ast.parse((ROOT / "qqbot_session" / f"{name}.py").read_text("utf-8"))
+        for field, value in said(tree):
+            fields.add(field)
+            if field == "qqbot_reason" and isinstance(value, ast.Constant):
+                values.add(str(value.value))
+    assert len(fields) > 8
+    shown = set(re.findall(r"`(\w+)`", (DOCS / page).read_text("utf-8")))
+    assert not fields - {"qqbot_exc_info"} - shown
+    assert not values - shown
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Each by itself, or with the module that it is defined in."""
+    entries = re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text("utf-8"), re.MULTILINE)
+    shown = {entry.rpartition(".")[2] for entry in entries}
+    for entry in entries:
+        if (ROOT / entry.replace(".", "/")).with_suffix(".py").exists() and "integr" not in entry:
+            module = importlib.import_module(entry)
+            shown |= {
+                name
+                for name, value in vars(module).items()
+                if getattr(value, "__module__", entry) in {entry, "typing", "types"}
+            }
+    missing = [
+        f"qqbot_session{path}.{name}"
+        for path in ["", ".gateway", ".bot", ".storages", ".storages.sqlite"]
+        for name in importlib.import_module(f"qqbot_session{path}").__all__
+        if name not in shown
+    ]
+    assert not missing
