@@ -117,3 +117,16 @@ def test_importing_the_package_imports_no_integration() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [("botpy", "botpy"), ("nonebot", "nonebot"), ("agent_sdk", "qqbot_agent_sdk")],
+)
+def test_without_its_framework_an_integration_names_the_extra(module: str, missing: str) -> None:
+    """What is called `nonebot` on PyPI, for one, is another thing."""
+    hidden = f"import sys; sys.modules[{missing!r}] = None; import qqbot_session.integrations."
+    command = [sys.executable, "-c", hidden + module]
+    said = subprocess.run(command, text=True, capture_output=True, check=False).stderr
+    extra = module.replace("_", "-")
+    assert said.splitlines()[-1].endswith(f'pip install "qqbot_session[{extra}]"')

@@ -30,7 +30,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from qqbot_agent_sdk import DEFAULT_INTENTS, QQWebSocket, WSCallbacks
+try:
+    from qqbot_agent_sdk import DEFAULT_INTENTS, QQWebSocket, WSCallbacks
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "qqbot_session.integrations.agent_sdk needs qqbot-agent-sdk:"
+        ' pip install "qqbot_session[agent-sdk]"'
+    ) from error
 
 from ..commit import say
 from ..errors import StoreClosedError

@@ -26,8 +26,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
-import botpy
-from botpy.connection import ConnectionSession
+try:
+    import botpy
+    from botpy.connection import ConnectionSession
+except ModuleNotFoundError as error:
+    raise ImportError(
+        'qqbot_session.integrations.botpy needs qq-botpy: pip install "qqbot_session[botpy]"'
+    ) from error
 
 from ..lifetime import handling_signals
 from ._botpy_life import Life, started_now

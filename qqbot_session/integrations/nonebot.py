@@ -24,8 +24,15 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
+try:
+    from nonebot.adapters import qq
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "qqbot_session.integrations.nonebot needs NoneBot2 and its QQ adapter:"
+        ' pip install "qqbot_session[nonebot]"'
+    ) from error
+
 from nonebot import get_plugin_config
-from nonebot.adapters import qq
 from nonebot.adapters.qq import Bot
 from nonebot.adapters.qq.models import Dispatch as Payload
 from nonebot.adapters.qq.utils import log
