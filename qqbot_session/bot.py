@@ -155,7 +155,9 @@ async def run_bot(
         sandbox: QQ's sandbox, with sessions of its own.
         lease: let only one process at a time be a shard, and wait until this is the one; a number
             is the lease's `ttl` in seconds, `True` is 15. Needs SQLite or Redis; see
-            `AsyncSessionStore.lease`. A shard whose lease was lost waits for its turn again.
+            `AsyncSessionStore.lease`. A shard whose lease was lost waits for its turn again; its
+            handlers get `grace` before that: keep it within a third of `ttl`, after which
+            another process may begin.
         api_url: the base of QQ's HTTP API; `None` = QQ's, or its sandbox's.
         token_url: where access tokens come from; `None` = QQ.
         signals: whether to take SIGTERM and Ctrl-C; only in the main thread, else ignored.

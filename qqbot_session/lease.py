@@ -142,7 +142,7 @@ class Leases:
         except SessionWriteError as error:
             if not failed and lease.lost is None:
                 raise
-            say(logging.ERROR, "%s", error)
+            _say(logging.ERROR, "leaving the lease of %r: %s", lease.account_id, error)
         finally:
             await self._give_up(storage, lease)
 
@@ -165,7 +165,7 @@ class Leases:
                     why = f"{error!r}"
                 if why != said:
                     said = why
-                    say(logging.WARNING, "waiting for the lease of %r: %s", lease.account_id, why)
+                    _say(logging.WARNING, "waiting for the lease of %r: %s", lease.account_id, why)
                 await asyncio.sleep(lease.ttl / 6 * random.uniform(0.8, 1.2))
         except asyncio.CancelledError:
             await self._release(storage, lease)
@@ -233,13 +233,13 @@ class Leases:
             else:
                 lease._next = asyncio.get_running_loop().time() + ttl / 12
                 text = "cannot renew the lease of %r: %r"
-                say(logging.WARNING, text, lease.account_id, failure)
+                _say(logging.WARNING, text, lease.account_id, failure)
 
     def _lose(self, lease: Lease, why: str) -> None:
         """End the body, and let nothing of the account be written any more."""
         if lease.lost is None and self._drop(lease):
             lease.lost = why
-            say(logging.WARNING, "the lease of %r was %s", lease.account_id, why)
+            _say(logging.WARNING, "the lease of %r was %s", lease.account_id, why)
             self._forget(lease.account_id)
             if lease._body is not None:
                 lease._cancelled = lease._body.cancel()
@@ -262,3 +262,8 @@ class Leases:
         with contextlib.suppress(Exception):  # then it ends by itself
             async with asyncio.timeout(lease.ttl / 6):
                 await storage.release(lease.account_id, lease._token)
+
+
+def _say(level: int, text: str, account_id: str, *values: object) -> None:
+    extra = {"qqbot_account": account_id, "qqbot_reason": "lease"}
+    say(level, text, account_id, *values, extra=extra)

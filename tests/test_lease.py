@@ -428,8 +428,8 @@ async def test_a_candidate_waits_for_a_storage_that_is_out_of_reach(
     asyncio.get_running_loop().call_later(50.0, setattr, storage, "cut", False)
     async with store.lease("bot", ttl=TTL):
         assert 50.0 <= now() <= 50.0 + TTL / 5
-    lines = [record for record in caplog.records if "waiting" in record.getMessage()]
-    assert len(lines) == 1
+    (line,) = [record for record in caplog.records if "waiting" in record.getMessage()]
+    assert (line.__dict__["qqbot_account"], line.__dict__["qqbot_reason"]) == ("bot", "lease")
 
 
 async def test_a_candidate_that_gives_up_leaves_no_lease(
