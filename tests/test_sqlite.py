@@ -226,6 +226,25 @@ async def test_a_corrupt_database_is_set_aside_and_the_batch_written(
     assert str(path) in line
 
 
+async def test_a_log_filter_that_raises_keeps_no_batch_from_a_new_database(
+    storage: SqliteStorage, path: Path
+) -> None:
+    # promise 1
+    def broken(record: logging.LogRecord) -> bool:
+        raise KeyError(record.msg)
+
+    await storage.commit(MANY)
+    await storage.aclose()
+    overwritten(path)
+    log = logging.getLogger(SQLITE)
+    log.addFilter(broken)
+    try:
+        assert await storage.commit(MANY) == {}
+    finally:
+        log.removeFilter(broken)
+    assert len(asides(path)) == 1
+
+
 async def test_a_corrupt_database_that_only_a_listing_meets_is_set_aside(
     storage: SqliteStorage, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -435,7 +435,7 @@ class _Database:
         for log, (database, file) in left.items():
             if file == _file_at(log) and database != _file_at(self._path) and os.path.getsize(log):
                 os.rename(log, f"{log}.of-another-{time.time_ns()}")
-                _log.warning("%s was replaced while it was in use; its log is kept", self._path)
+                _warn("%s was replaced while it was in use; its log is kept", self._path)
 
     def set_aside(self, error: Exception) -> None:
         """Rename the corrupt database that is open, unless another process has done so."""
@@ -448,7 +448,8 @@ class _Database:
         for suffix in ("-wal", "-shm", ""):  # the database last: until then others see it changed
             with contextlib.suppress(FileNotFoundError):
                 os.rename(real + suffix, aside + suffix)
-        _log.error("the database %s is corrupt (%s); set aside as %s", real, error, aside)
+        text = "the database %s is corrupt (%s); set aside as %s"
+        _warn(text, real, error, aside, level=logging.ERROR)
 
     def _attempt(self, name: _Thread, work: Callable[[sqlite3.Connection], _T], missing: _T) -> _T:
         with self._locks[name]:
@@ -513,10 +514,15 @@ class _Database:
             self._warned = True
             kind = _file_system_of(real)
             if kind.startswith(_NETWORK):
-                _log.warning(
+                _warn(
                     "%s is on a network file system (%s): more than one machine must not use it",
                     *(real, kind),
                 )
+
+
+def _warn(text: str, *args: object, level: int = logging.WARNING) -> None:
+    with contextlib.suppress(Exception):  # of a handler or a filter: no reason not to write
+        _log.log(level, text, *args)
 
 
 _inherited: list[sqlite3.Connection] = []
