@@ -12,14 +12,16 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from redis_server import RedisServer, free_port
+from redis_server import RedisServer, binary, free_port
 
 from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
 from qqbot_session.storages import RedisStorage, storage_of
 from qqbot_session.storages.redis import _namelessly
+from qqbot_session.testing.storage_contract import CHECKS, LEASING_CHECKS, Check
 
 redis_asyncio = pytest.importorskip("redis.asyncio")
 pytestmark = pytest.mark.real_time
@@ -502,3 +504,30 @@ async def test_a_cluster_that_lost_a_master_fails_its_accounts_alone(
         assert all(isinstance(error, OSError) for error in failures.values())
         for account_id in batch.keys() - lost:
             assert await storage.read(account_id) == b"2"
+
+
+@pytest.fixture
+def sentinel(shared: RedisServer, tmp_path: Path) -> Iterator[int]:
+    """The port of a sentinel that watches the server."""
+    port, file = free_port(), tmp_path / "sentinel.conf"
+    watched = f"sentinel monitor bots 127.0.0.1 {shared.port} 1"
+    file.write_text(f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n{watched}\n")
+    process = subprocess.Popen([binary(), str(file), "--sentinel"], stdout=subprocess.DEVNULL)
+    yield port
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("check", [*CHECKS, *LEASING_CHECKS], ids=lambda check: check.__name__)
+async def test_sentinels_client_keeps_the_contract(check: Check, sentinel: int) -> None:
+    sentinels = redis_asyncio.Sentinel([("127.0.0.1", sentinel)], sentinel_kwargs=QUIET)
+    async with sentinels.master_for("bots", **QUIET) as client, asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(redis_asyncio.sentinel.MasterNotFoundError):
+                await sentinels.discover_master("bots")
+                break
+            await asyncio.sleep(0.05)
+        prefix = secrets.token_hex(4)
+        await check(lambda: RedisStorage(client, prefix=prefix))
+    for each in sentinels.sentinels:
+        await each.aclose()
