@@ -234,7 +234,7 @@ interruptions = pytest.mark.parametrize(
 
 @interruptions
 @pytest.mark.parametrize(
-    ("kind", "after", "every"), [("memory", "goes-on", 3), ("memory", "runner", 7)]
+    ("kind", "after", "every"), [("memory", "goes-on", 9), ("memory", "runner", 21)]
 )
 def test_an_interruption_at_a_line_of_ours_leaves_a_store_that_writes_and_ends(
     error: str, kind: str, after: str, every: int

@@ -1,19 +1,20 @@
-"""What README says about storages, run as it stands there."""
+"""What the page on storages shows, and `test_docs` alone would not prove."""
 
 from __future__ import annotations
 
 import asyncio
-import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_readme import block_with
+from test_readme import ROOT, block_with
 
-from qqbot_session import AsyncSessionStore, FileStorage, SessionState
+from qqbot_session import FileStorage, SessionState
 from qqbot_session.state import encode
 from qqbot_session.storages import SqliteStorage
+
+PAGE = ROOT / "docs" / "storages.md"
 
 
 def test_moving_takes_the_sessions_along(
@@ -22,27 +23,15 @@ def test_moving_takes_the_sessions_along(
     monkeypatch.chdir(tmp_path)
     state = SessionState(account_id="a", session_id="s", last_seq=7)
     asyncio.run(FileStorage("sessions").commit({"a": encode(state, 7, 1000.0)}))
-    exec(block_with("SqliteStorage, copy"), {})
+    exec(block_with("SqliteStorage, copy", PAGE), {})
     assert "copied=1" in capsys.readouterr().out
     storage = SqliteStorage("sessions.db")
     assert asyncio.run(storage.read("a")) == encode(state, 7, 1000.0)
     asyncio.run(storage.aclose())
 
 
-def test_the_lease_is_held_in_its_body(tmp_path: Path) -> None:
-    block = block_with("store.lease(")
-    names: dict[str, Any] = {}
-    exec("async def body(store):\n" + textwrap.indent(block, "    "), names)
-
-    async def main() -> None:
-        async with AsyncSessionStore(f"sqlite:{tmp_path / 'sessions.db'}") as store:
-            await names["body"](store)
-
-    asyncio.run(main())
-
-
 def test_a_storage_of_ones_own_is_proved_in_ten_lines(tmp_path: Path) -> None:
-    block = block_with("storage_contract import CHECKS")
+    block = block_with("storage_contract import CHECKS", PAGE)
     assert len(block.splitlines()) <= 10
     names: dict[str, Any] = {"MyStorage": partial(FileStorage, durable=False)}
     exec(block, names)
