@@ -48,9 +48,11 @@ from .store import AsyncSessionStore
 __all__ = ["API_URL", "SANDBOX_API_URL", "TOKEN_URL", "ApiError", "Bot", "run_bot"]
 
 API_URL = "https://api.bot.qq.com"
+"""Where QQ's HTTP API is."""
 SANDBOX_API_URL = "https://sandbox.api.sgroup.qq.com"
 """The only sandbox that a document names."""
 TOKEN_URL = "https://api.bot.qq.com/app/getAppAccessToken"
+"""Where a token is to be had, for the sandbox, too."""
 
 Shard: TypeAlias = tuple[int, int]
 Handle: TypeAlias = "Callable[[Dispatch, Bot], Awaitable[object]]"
