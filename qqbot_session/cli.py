@@ -614,15 +614,18 @@ def _parser() -> argparse.ArgumentParser:
 def _seconds(text: str) -> float | None:
     if text == "never":
         return None
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"it is seconds, or 'never', not {text!r}")
 
 
 def _shard(text: str) -> tuple[int, int]:
     shard_id, _, count = text.partition(",")
-    return int(shard_id), int(count)
+    try:
+        return int(shard_id), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it is ID,COUNT as in 0,1, not {text!r}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

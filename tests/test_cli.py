@@ -395,6 +395,7 @@ def test_a_directory_that_is_not_there_is_no_empty_one(run: Run, tmp_path: Path)
 def test_a_wrong_command_is_one_line_and_2(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert " _" not in result.err  # no name of a function of ours
 
 
 def test_an_unknown_storage_is_one_line_and_2(run: Run) -> None:
