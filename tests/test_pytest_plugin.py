@@ -5,6 +5,7 @@ Each test here is a run of pytest on a user's files, without any configuration.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -135,9 +136,10 @@ def run_pytest(directory: Path, *options: str, **files: str) -> tuple[dict[str, 
     # A checkout that was installed before there was a plugin has no entry point for it.
     plugin = [] if entry_points(group="pytest11", name=NAME) else ["-p", MODULE]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     result = subprocess.run(
         [*command, *FATAL, *OURS, *plugin, *options],
-        cwd=directory, capture_output=True, text=True, check=False, timeout=120,
+        cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     *_, summary = result.stdout.strip().splitlines()
     words = summary.replace(",", "").split()
