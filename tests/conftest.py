@@ -72,14 +72,16 @@ def pytest_asyncio_loop_factories(
     return {"virtual": VirtualTimeLoop}
 
 
+COMMANDS = ["qqbot_session.cli", "qqbot_session.doctor"]  # no bot waits for their loop
+ALARM = BlockBuster("qqbot_session", excluded_modules=COMMANDS)
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_call_on_the_loop() -> Iterator[None]:
     """Promise 1, in every test: a blocking call of ours on the loop's thread fails it."""
-    commands = ["qqbot_session.cli", "qqbot_session.doctor"]  # no bot waits for their loop
-    alarm = BlockBuster("qqbot_session", excluded_modules=commands)
-    alarm.activate()
+    ALARM.activate()
     yield
-    alarm.deactivate()
+    ALARM.deactivate()
 
 
 @pytest.fixture
