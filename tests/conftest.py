@@ -8,6 +8,7 @@ Tests that need real sockets or processes are marked `@pytest.mark.real_time`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -72,16 +73,19 @@ def pytest_asyncio_loop_factories(
     return {"virtual": VirtualTimeLoop}
 
 
-COMMANDS = ["qqbot_session.cli", "qqbot_session.doctor"]  # no bot waits for their loop
-ALARM = BlockBuster("qqbot_session", excluded_modules=COMMANDS)
+@functools.cache
+def the_alarm() -> BlockBuster:
+    """Return the alarm of all tests; it imports the package, which some programs must not."""
+    commands = ["qqbot_session.cli", "qqbot_session.doctor"]  # no bot waits for their loop
+    return BlockBuster("qqbot_session", excluded_modules=commands)
 
 
 @pytest.fixture(autouse=True)
 def no_blocking_call_on_the_loop() -> Iterator[None]:
     """Promise 1, in every test: a blocking call of ours on the loop's thread fails it."""
-    ALARM.activate()
+    the_alarm().activate()
     yield
-    ALARM.deactivate()
+    the_alarm().deactivate()
 
 
 @pytest.fixture

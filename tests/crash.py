@@ -236,12 +236,8 @@ class ForkServer:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a program: it can import what the tests can, and has not yet.
-
-    Coverage imports what it measures; it follows the tests' own processes, not their programs'.
-    """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    return own | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """Return the environment of a program: it can import what the tests can."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def start(program: str, *args: object) -> subprocess.Popen[str]:
