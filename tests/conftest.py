@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import selectors
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # or no program gets a Ctrl-C
     config.addinivalue_line("markers", "real_time: run on an ordinary event loop")
 
 
