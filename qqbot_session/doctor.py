@@ -21,6 +21,7 @@ from typing import Any, Literal
 from .errors import InvalidRecordError
 from .state import decode
 from .storages import FileStorage, Storage
+from .storages.files import LEFT_OVER
 
 Level = Literal["ok", "note", "problem"]
 
@@ -102,7 +103,6 @@ def irregular(directory: str) -> list[str]:
 
 
 _RECORD = re.compile(r"session-.*\.json", re.DOTALL)
-_TEMPORARY = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
 
 
 # Records, wherever they lie
@@ -209,7 +209,7 @@ def _examine_names(directory: str) -> Iterator[Finding]:
     unreadable = []
     left_over = 0
     for entry in _entries(directory):
-        if _TEMPORARY.fullmatch(entry.name):
+        if LEFT_OVER.fullmatch(entry.name):
             age = time.time() - entry.stat(follow_symlinks=False).st_mtime
             left_over += age > _LEFT_OVER_AGE
         elif _is_record(entry) and not os.access(entry.path, os.R_OK):

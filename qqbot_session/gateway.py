@@ -40,7 +40,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import Enum
 from itertools import count
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from .closes import CLOSE_RULES, IGNORE, NO_VERDICT, CloseRule, Next, Pace
 from .errors import GatewayProtocolError
@@ -66,6 +66,7 @@ from .state import (
     check_app_id,
     check_intents,
     check_shard,
+    strict_json,
 )
 from .watermark import Watermark, check_limit
 
@@ -791,19 +792,12 @@ def _decode(frame: object) -> Mapping[str, Any]:
         if len(frame) > _MAX_FRAME:
             raise GatewayProtocolError(f"a frame of {len(frame)} is longer than {_MAX_FRAME}")
         try:
-            frame = _json.decode(frame if isinstance(frame, str) else frame.decode())
+            frame = strict_json.decode(frame if isinstance(frame, str) else frame.decode())
         except (ValueError, RecursionError) as error:
             raise GatewayProtocolError(f"a frame is not JSON: {type(error).__name__}") from None
     if not isinstance(frame, Mapping):
         raise GatewayProtocolError(f"a payload must be an object, not {_short(frame)}")
     return frame
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_json = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _refusal(intents: int) -> str:

@@ -410,7 +410,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidRecordError(f"the record is longer than {MAX_RECORD_BYTES} bytes")
     try:
-        value = _decoder.decode(data.removeprefix(BOM_UTF8).decode())
+        value = strict_json.decode(data.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         raise InvalidRecordError(f"the record is not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
@@ -422,7 +422,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+strict_json = json.JSONDecoder(parse_constant=_refuse_constant)
+"""JSON as it is defined: without NaN and infinities."""
 
 
 def _from_milliseconds(value: object) -> object:

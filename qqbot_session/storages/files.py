@@ -58,7 +58,7 @@ _SYNC_APART = 16  # files from which on threads are worth their start
 _SYNCERS = 4  # threads
 _LOOKS = 5  # at a file that others replace meanwhile
 
-_LEFT_OVER = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
+LEFT_OVER = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
 _SCAN_KEY = "\0"  # opens the keys of `scan`, and no account id holds it
 
 _PATIENCE = 0.2  # seconds that a hop may wait for others to let go of files
@@ -498,7 +498,7 @@ class FileStorage:
     def _sweep(self, older_than: float) -> int:
         swept = 0
         with contextlib.suppress(FileNotFoundError):
-            for name in filter(_LEFT_OVER.fullmatch, os.listdir(self.directory)):
+            for name in filter(LEFT_OVER.fullmatch, os.listdir(self.directory)):
                 path = self._path(name)
                 with contextlib.suppress(OSError):  # one that stays keeps no other from going
                     status = os.lstat(path)
