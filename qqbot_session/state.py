@@ -128,9 +128,11 @@ def _check_integer(name: str, value: object) -> int:
 
 
 def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be seconds as a float, not {_shown(value)}")
-    number = int.__int__(value) if isinstance(value, int) else float.__float__(value)
+    number = value
+    if type(number) is not float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be seconds as a float, not {_shown(value)}")
+        number = int.__int__(value) if isinstance(value, int) else float.__float__(value)
     if not 0 <= number <= MAX_SECONDS:  # false for NaN too
         raise ValueError(
             f"{name} must be seconds from 0 to {MAX_SECONDS:.0f}, not {_shown(number)}"
@@ -334,14 +336,13 @@ def encode(
     """Return the record: UTF-8 JSON with the original's names and indentation.
 
     Args:
-        last_seq: written in place of the state's own.
-        saved_at: seconds since the epoch, written in place of the state's own.
-
-    Raises:
-        TypeError, ValueError: `last_seq` or `saved_at` could not be read back.
+        last_seq: written in place of the state's own; checked already, as all that a state holds.
+        saved_at: seconds since the epoch, written in place of the state's own; likewise.
     """
-    last_seq = state.last_seq if last_seq is None else check_last_seq(last_seq)
-    saved_at = state.saved_at if saved_at is None else _seconds("saved_at", saved_at)
+    if last_seq is None:
+        last_seq = state.last_seq
+    if saved_at is None:
+        saved_at = state.saved_at
     try:
         return _encode(state, last_seq, saved_at, encode_basestring).encode()
     except UnicodeEncodeError:  # lone surrogates in `extra`: JSON can only escape them

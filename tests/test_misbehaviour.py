@@ -392,8 +392,8 @@ WRONG_TIMES: dict[str, Any] = {
     "text": "now",
     "not a number": math.nan,
     "infinite": math.inf,
-    "before 1970": -1.0,
-    "much too late": 1e300,
+    "before 1970": -0.001,
+    "much too late": 4.1e12,
     "complex": 1j,
 }
 
