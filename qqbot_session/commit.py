@@ -33,7 +33,7 @@ from types import MappingProxyType, coroutine
 from typing import Any, TypeVar
 
 from .errors import StoreClosedError, WrongEventLoopError, describe, name_some
-from .ledger import Account, Ledger
+from .ledger import GROWN_UP, Account, Ledger
 from .state import MAX_SECONDS
 from .storages.base import Storage
 
@@ -76,12 +76,11 @@ class WriteDetails:
 class Keeper:
     """Who sees to an account while it is unsaved, and for one quiet window after that."""
 
-    __slots__ = ("account", "batch", "ended", "task", "wake")
+    __slots__ = ("account", "batch", "task", "wake")
 
     def __init__(self, account: Account) -> None:
         self.account = account
         self.batch: Batch | None = None  # the latest it joined
-        self.ended: float | None = None  # when its latest attempt did, in the loop's seconds
         self.task: asyncio.Task[None] | None = None
         self.wake: asyncio.Future[None] | None = None  # what the task is parked on
 
@@ -89,11 +88,13 @@ class Keeper:
 class Batch:
     """Accounts that are written together."""
 
-    __slots__ = ("done", "keepers", "outage", "taken")
+    __slots__ = ("done", "ended", "keepers", "outage", "taken", "windows")
 
     def __init__(self, done: asyncio.Future[None]) -> None:
         self.keepers: dict[str, Keeper] = {}
         self.done = done  # set when the attempt has been made
+        self.ended = 0.0  # when that was, in the loop's seconds
+        self.windows: dict[float, list[Keeper]] = {}  # those who wait less than the debounce
         self.taken = False
         self.outage: BaseException | None = None  # why it is not even attempted
 
@@ -165,7 +166,7 @@ class GroupCommit:
             self._start(keeper)
         elif at_once:
             _ = self.join(account)
-        elif not account.changed:
+        elif not account.changed and account.born != GROWN_UP:
             self._shorten_window(keeper)
 
     def join(self, account: Account) -> asyncio.Future[None]:
@@ -305,6 +306,8 @@ class GroupCommit:
     def _release(self, keeper: Keeper) -> None:
         if self._keepers.get(keeper.account.id) is keeper:
             del self._keepers[keeper.account.id]
+            if not self._keepers:
+                self._keepers.clear()  # an emptied dictionary keeps its table until then
 
     def _end_writer(self, task: asyncio.Task[None]) -> None:
         """Go on with what is queued if the writing task was torn away from it."""
@@ -314,30 +317,25 @@ class GroupCommit:
 
     # Windows
 
-    def _window(self, account: Account, now: float) -> float:
-        """Return the seconds from a write to the next: few for an account that is young.
+    def _shorten_window(self, keeper: Keeper) -> None:
+        """Wake the task of a young account, first changed in its window, before that is over.
 
         A process that dies young, again and again, still moves on.
         """
-        age = now - (now if account.born is None else account.born)
-        if age >= _YOUNG:
-            return self._debounce
-        return min(self._debounce, max(_FIRST_WINDOW, age / 4))
-
-    def _shorten_window(self, keeper: Keeper) -> None:
-        """Wake the task of a young account, first changed in its window, before that is over."""
-        if keeper.batch is None or keeper.ended is None or not keeper.batch.done.done():
+        batch, born = keeper.batch, keeper.account.born
+        if batch is None or born is None or not batch.done.done():
             return  # its write has still to end
-        if keeper.account.id in self._failing:
-            return
         now = self.running_loop().time()
-        left = keeper.ended + self._window(keeper.account, now) - now
-        if left >= keeper.ended + self._debounce - now:
+        window = max(_FIRST_WINDOW, (batch.ended - born) / 4)
+        if now - born >= _YOUNG or window >= self._debounce or keeper.account.id in self._failing:
             return  # the timer of its batch comes first
-        if left > 0:
-            self._wake_later(left, keeper.batch, [keeper])
-        else:
+        if now >= batch.ended + window:
             _ = self.join(keeper.account)
+        elif window in batch.windows:
+            batch.windows[window].append(keeper)
+        else:
+            keepers = batch.windows[window] = [keeper]
+            self._wake_later(batch.ended + window - now, batch, keepers)
 
     def _wake_later(self, delay: float, batch: Batch | None, keepers: list[Keeper]) -> None:
         loop = self.running_loop()
@@ -440,25 +438,32 @@ class GroupCommit:
 
     def _finish(self, batch: Batch, failures: Mapping[str, BaseException]) -> None:
         """Note what was attempted, and when each account may join again."""
-        now = self.running_loop().time()
+        batch.ended = now = self.running_loop().time()
+        moment = self._ledger.moment()
         parked: dict[float, list[Keeper]] = {}
+        changed: list[Keeper] = []
         for account_id, keeper in batch.keepers.items():
             account = keeper.account
             if account.born is None:
                 account.born = now
-            keeper.ended = now
+            elif now - account.born >= _YOUNG:
+                account.born = GROWN_UP
+            delay = self._debounce
             if account_id in failures and account.unsaved:  # it may have been forgotten meanwhile
                 delay = self._note_failure(account_id, failures[account_id])
             else:
-                self._ledger.acknowledge(account)
-                if self._failing.pop(account_id, None) is not None:
+                self._ledger.acknowledge(account, moment)
+                if self._failing and self._failing.pop(account_id, None) is not None:
                     self._healed.append(account_id)
-                delay = self._window(account, now) if account.changed else self._debounce
+                if account.changed and account.born != GROWN_UP:
+                    changed.append(keeper)
             parked.setdefault(delay, []).append(keeper)
         for delay, keepers in parked.items():
             self._wake_later(delay, batch, keepers)
         if not batch.done.done():
             batch.done.set_result(None)
+        for keeper in changed:
+            self._shorten_window(keeper)
         if self._queue and self._queue[0] is batch:
             self._queue.popleft()  # last: what is torn away before this is finished again
 

@@ -12,12 +12,16 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Protocol
 
 from .state import SessionState, encode
 
 _ABSENT = 1024  # accounts without a record that are remembered, so that nobody asks storage again
+
+GROWN_UP = -math.inf
+"""When an account was born that is past the first seconds, in which it is written more often."""
 
 
 class Source(Protocol):
@@ -83,7 +87,8 @@ class Account:
         handed: what was last encoded is not acknowledged.
         is_ours: this store changed it: what was acknowledged is on storage.
         turned: its session began or ended here.
-        born: when it was first written here, in the loop's seconds.
+        born: when it was first written here, in the loop's seconds; `GROWN_UP` once that is long
+            ago.
         mark: who recorded it last, as long as somebody does.
     """
 
@@ -155,7 +160,7 @@ class Ledger:
         self.accounts: dict[str, Account] = {}
         self.due: dict[str, Account] = {}
         self.marked: dict[str, Mark] = {}
-        self._absent: dict[str, None] = {}  # accounts without a record, the oldest first
+        self._absent: dict[str, None] = {}  # accounts that had no record, the oldest first
         self._forgotten = 0  # the moment until which an account may have been known
         self._moment = 0
 
@@ -181,15 +186,19 @@ class Ledger:
             last_seq: the newest number, in place of the state's own.
             warm: whether the next change may go by `due`.
         """
-        self._settle(account)
-        moment = self.moment()
-        if session_of(account.state) != session_of(state):
+        if state is None or not state.session_id or last_seq is None or state.failed_resumes:
+            warm = False
+        if not warm:
+            self.due.pop(account.id, None)
+        if account.mark is not None:
+            self._stop_asking(account, account.mark)
+        if account.state is not state and session_of(account.state) != session_of(state):
             account.turned = True
-        account.moment = moment
+        self._moment = account.moment = self._moment + 1
         account.state, account.last_seq, account.denied = state, last_seq, False
         account.changed = account.is_ours = True
         self.accounts[account.id] = account
-        if warm and account.has_session and not (state and state.failed_resumes):
+        if warm:
             self.due[account.id] = account
 
     def note(self, account: Account, source: Source) -> Mark:
@@ -221,19 +230,25 @@ class Ledger:
 
     def take(self, account: Account, now: float) -> bytes | None:
         """Encode what is to be written; a retry without a change keeps its first stamp."""
-        account.ask()
+        if account.mark is not None:
+            account.ask()
         self._settle(account)
         stamp = now if account.changed else account.stamp
         data = None if account.state is None else encode(account.state, account.last_seq, stamp)
         account.stamp, account.handed, account.changed = stamp, True, False
         return data
 
-    def acknowledge(self, account: Account) -> None:
-        """Know that what was handed over is on storage."""
+    def acknowledge(self, account: Account, moment: int) -> None:
+        """Know that what was handed over is on storage.
+
+        Args:
+            moment: when that became known; one for all the accounts of a commit.
+        """
         if account.handed:
-            account.moment = self.moment()
+            account.moment = moment
             account.handed = False
-            self._note_absent(account)
+            if account.state is None:
+                self._note_absent(account)
 
     def learn(self, account_id: str, state: SessionState | None, began: int) -> bool:
         """Know what was read unless something newer is known; return whether it was learned.
@@ -242,15 +257,17 @@ class Ledger:
             began: the moment at which the read began.
         """
         account = self.accounts.get(account_id)
-        known_since = self._forgotten if account is None else account.moment
-        if known_since > began or (account is not None and account.unsaved):
-            return False
         if account is None:
+            if self._forgotten > began:
+                return False
             account = self.accounts[account_id] = Account(account_id)
+        elif account.moment > began or account.unsaved:
+            return False
         account.moment = began
         account.stamp = 0.0 if state is None else state.saved_at
         account.state, account.last_seq = state, None if state is None else state.last_seq
-        self._note_absent(account)
+        if state is None:
+            self._note_absent(account)
         return True
 
     def deny(self, account: Account) -> None:
@@ -275,16 +292,19 @@ class Ledger:
     def _settle(self, account: Account) -> None:
         """Let the next change be noted as one."""
         self.due.pop(account.id, None)
-        self.marked.pop(account.id, None)
-        if account.mark is not None:
-            account.mark.source = None
         if not self.due:
             self.due.clear()  # an emptied dictionary keeps its table until then
+        if account.mark is not None:
+            self._stop_asking(account, account.mark)
+
+    def _stop_asking(self, account: Account, mark: Mark) -> None:
+        self.marked.pop(account.id, None)
+        mark.source = None
 
     def _note_absent(self, account: Account) -> None:
         """Remember only the latest of the accounts that have no record."""
         self._absent.pop(account.id, None)
-        if account.state is not None or account.unsaved:
+        if account.unsaved:
             return
         self._absent[account.id] = None
         if len(self._absent) > _ABSENT:
@@ -305,4 +325,6 @@ def is_turn(known: SessionState | None, state: SessionState | None) -> bool:
     """Whether a crash must not undo this: another session, none, or another count of Resumes."""
     if known is None or state is None:
         return True
+    if known is state:
+        return False
     return known.session_id != state.session_id or known.failed_resumes != state.failed_resumes

@@ -112,7 +112,7 @@ class LoadDetails:
     state: SessionState | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Found:
     """What is known of an account after a look at storage.
 
@@ -243,14 +243,15 @@ class AsyncSessionStore:
             StoreClosedError: after `aclose`.
         """
         # The next state of a session that is due already: all there is to do, and written out in
-        # both methods, because calling one from the other is a third of what either costs.
+        # both methods, because calling one from the other is a third of what either costs. It is
+        # the same session if its id is the same object, as in what was made by `replace`.
         try:
             account = self._due[state.account_id]
             last_seq = state.last_seq
             if (
                 type(state) is SessionState
                 and last_seq is not None
-                and state.session_id == account.state.session_id  # type: ignore[union-attr]
+                and state.session_id is account.state.session_id  # type: ignore[union-attr]
                 and not state.failed_resumes
             ):
                 account.state = state
@@ -268,7 +269,7 @@ class AsyncSessionStore:
             if (
                 type(state) is SessionState
                 and last_seq is not None
-                and state.session_id == account.state.session_id  # type: ignore[union-attr]
+                and state.session_id is account.state.session_id  # type: ignore[union-attr]
                 and not state.failed_resumes
             ):
                 account.state = state
@@ -590,10 +591,10 @@ class AsyncSessionStore:
     async def _renew(self, account_id: str, last_seq: int) -> bool:
         """Make the number, or the known one if that is higher, the newest."""
         self._check_open()
-        loop = self._commit.running_loop()
         account = self._ledger.accounts.get(account_id)
         if account is None:
-            if loop.time() < self._unreadable.get(account_id, -math.inf) + _ASK_AGAIN:
+            now = self._commit.running_loop().time()
+            if now < self._unreadable.get(account_id, -math.inf) + _ASK_AGAIN:
                 return False
             _ = await self._newest(account_id)
             self._check_open()
@@ -602,7 +603,8 @@ class AsyncSessionStore:
                 return False
             if account.turned:  # the number was an earlier session's
                 last_seq = 0
-        account.ask()
+        if account.mark is not None:
+            account.ask()
         if not account.has_session or account.last_seq is None:
             return False
         self._change(account, account.state, max(account.last_seq, last_seq))
@@ -697,7 +699,7 @@ class AsyncSessionStore:
                     self._ledger.learn(account_id, found[account_id], began)
         async for accounts in _in_pieces(list(self._ledger.accounts.values())):
             for account in accounts:
-                if account.unsaved or account.moment > began or (failed and account.is_ours):
+                if account.moment > began or account.unsaved or (failed and account.is_ours):
                     found[account.id] = self._remembered(account).state
         return found
 

@@ -20,7 +20,7 @@ def save(ledger: Ledger, state: SessionState) -> None:
 def write(ledger: Ledger, account_id: str = "bot", now: float = 1.0) -> SessionState | None:
     account = ledger.account(account_id)
     data = ledger.take(account, now)
-    ledger.acknowledge(account)
+    ledger.acknowledge(account, ledger.moment())
     return None if data is None else decode(data)
 
 
