@@ -43,7 +43,7 @@ _BATCH = 128  # accounts per commit: below a millisecond of encoding on the loop
 _ASKED = 4  # accounts encoded in the time that a source takes to make its state
 _FIRST_RETRY = 1.0  # seconds, doubled by each further failure
 _LAST_RETRY = 30.0  # seconds
-_LAST_ATTEMPTS = 3  # of a cancelled task, if each finds a newer state
+_ATTEMPTS = 3  # of a cancelled task if each finds a newer state; of a call if each is cancelled
 _YOUNG = 4.0  # seconds for which an account's windows are a quarter of its age
 _FIRST_WINDOW = 0.05  # seconds
 _PATIENCE = 2.0  # seconds that closing goes on after its cancellation
@@ -88,7 +88,7 @@ class Keeper:
 class Batch:
     """Accounts that are written together."""
 
-    __slots__ = ("done", "ended", "keepers", "outage", "taken", "windows")
+    __slots__ = ("done", "ended", "keepers", "outage", "taken", "torn", "windows")
 
     def __init__(self, done: asyncio.Future[None]) -> None:
         self.keepers: dict[str, Keeper] = {}
@@ -96,6 +96,7 @@ class Batch:
         self.ended = 0.0  # when that was, in the loop's seconds
         self.windows: dict[float, list[Keeper]] = {}  # those who wait less than the debounce
         self.taken = False
+        self.torn = 0  # how often its commit was cancelled
         self.outage: BaseException | None = None  # why it is not even attempted
 
 
@@ -283,7 +284,7 @@ class GroupCommit:
 
     async def _attempt_last(self, account: Account) -> None:
         """Attempt at once what is unsaved, and again what is changed during the attempt."""
-        for _ in range(_LAST_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             if not account.unsaved or self._aborted:
                 return
             await asyncio.wait([self.join(account)])
@@ -372,7 +373,7 @@ class GroupCommit:
         if batch.outage is None:
             await self._take(batch, changes, failures)
             started = time.perf_counter()
-            if changes and not await self._hand_over(changes, failures):
+            if changes and not await self._hand_over(batch, changes, failures):
                 return  # this batch is committed once more, at once, unless all is over
             seconds = time.perf_counter() - started
         else:
@@ -406,12 +407,15 @@ class GroupCommit:
                 failures[account_id] = error
 
     async def _hand_over(
-        self, changes: Mapping[str, bytes | None], failures: dict[str, BaseException]
+        self,
+        batch: Batch,
+        changes: Mapping[str, bytes | None],
+        failures: dict[str, BaseException],
     ) -> bool:
         """Have the storage commit; note what failed, whatever it answers or raises.
 
         Returns:
-            Whether the attempt has ended: not if it was cancelled, and this task too.
+            Whether the attempt has ended: not if it was cancelled, unless that goes on and on.
         """
         self._call = call = begin(self._storage.commit, changes, context=Context())
         cancelled = False
@@ -423,8 +427,10 @@ class GroupCommit:
                 if self._aborted:
                     return False
         self._call = None
-        if cancelled and call.cancelled():
-            return False
+        if call.cancelled() and (cancelled or call.cancelling()):
+            batch.torn += 1
+            if batch.torn < _ATTEMPTS:
+                return False
         try:
             answer = _outcome(call)
         except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
@@ -556,13 +562,17 @@ async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
     """Await a call of somebody's, in a task of its own: what ends it in any way is an `Exception`.
 
     Only who is cancelled gets a `CancelledError`, whatever the call does to the task it runs in.
+    If that task alone is cancelled, as by who cancels all there are, the call is made again.
     """
-    call = begin(function, *args)
-    try:
-        await asyncio.wait([call])
-    except asyncio.CancelledError:
-        _ = call.cancel()
-        raise
+    for _ in range(_ATTEMPTS):
+        call = begin(function, *args)
+        try:
+            await asyncio.wait([call])
+        except asyncio.CancelledError:
+            _ = call.cancel()
+            raise
+        if not (call.cancelled() and call.cancelling()):
+            break
     return _outcome(call)
 
 
@@ -575,7 +585,7 @@ def begin(
         return await function(*args)
 
     task = asyncio.Task(
-        call(), loop=asyncio.get_running_loop(), name=f"{_NAME}commit:storage", context=context
+        call(), loop=asyncio.get_running_loop(), name=f"{_NAME}storage", context=context
     )
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     task.add_done_callback(_retrieve)

@@ -113,11 +113,19 @@ async def cancelling_whoever_asks() -> Any:
     await asyncio.sleep(0)
 
 
+async def cancelling_all_that_write() -> Any:
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("qqbot_session"):
+            task.cancel()
+    await asyncio.sleep(0)
+
+
 RAISES = {
     "an error": raising(ValueError("server lost")),
     "an error without words": raising(Mute()),
     "its own cancellation": raising(asyncio.CancelledError),
     "a cancellation of the asking task": cancelling_whoever_asks,
+    "a cancellation of all tasks of the store's": cancelling_all_that_write,
     "StopIteration": raising(StopIteration),
     "StopAsyncIteration": raising(StopAsyncIteration),
     "a group": raising(ExceptionGroup("two", [OSError(), ValueError()])),
