@@ -131,6 +131,13 @@ class Account:
             and self.last_seq is not None
         )
 
+    def is_as_read(self, state: SessionState | None) -> bool:
+        """Whether just this was read, and not changed since."""
+        if state is None or self.state is None:
+            return state is self.state
+        known = (self.state, self.last_seq, self.stamp)
+        return known == (state, state.last_seq, state.saved_at)
+
     def ask(self) -> None:
         """Let the source say what is newest; another session was not recorded yet."""
         if self.mark is not None and self.mark.source is not None and self.state is not None:
@@ -250,20 +257,28 @@ class Ledger:
             if account.state is None:
                 self._note_absent(account)
 
-    def learn(self, account_id: str, state: SessionState | None, began: int) -> bool:
-        """Know what was read unless something newer is known; return whether it was learned.
+    def learn(
+        self, account_id: str, state: SessionState | None, began: int, ended: int | None = None
+    ) -> bool:
+        """Know what was read, unless anything else became known since the read began.
 
         Args:
             began: the moment at which the read began.
+            ended: that at which it ended, one for all that a listing found; `None` is now.
+
+        Returns:
+            Whether it is what is known.
         """
         account = self.accounts.get(account_id)
         if account is None:
             if self._forgotten > began:
                 return False
             account = self.accounts[account_id] = Account(account_id)
-        elif account.moment > began or account.unsaved:
+        elif account.unsaved:
             return False
-        account.moment = began
+        elif account.moment > began:  # as by another read: which of them is the older?
+            return account.is_as_read(state)
+        account.moment = self.moment() if ended is None else ended
         account.stamp = 0.0 if state is None else state.saved_at
         account.state, account.last_seq = state, None if state is None else state.last_seq
         if state is None:

@@ -693,13 +693,15 @@ class AsyncSessionStore:
             say(logging.WARNING, "cannot list the sessions: %s", describe(error))
         for account_id in read_again:
             found[account_id] = (await self._newest(account_id)).state
+        ended = self._ledger.moment()
         async for account_ids in _in_pieces(list(found)):
             for account_id in account_ids:
                 if not self._closed:
-                    self._ledger.learn(account_id, found[account_id], began)
+                    self._ledger.learn(account_id, found[account_id], began, ended)
         async for accounts in _in_pieces(list(self._ledger.accounts.values())):
             for account in accounts:
-                if account.moment > began or account.unsaved or (failed and account.is_ours):
+                is_newer = account.moment > began and account.moment != ended
+                if is_newer or account.unsaved or (failed and account.is_ours):
                     found[account.id] = self._remembered(account).state
         return found
 

@@ -41,6 +41,31 @@ def test_what_was_read_is_learned_unless_something_newer_is_known() -> None:
     assert ledger.account("bot").last_seq == 4
 
 
+def test_of_two_reads_at_once_the_second_to_end_is_learned_if_it_says_the_same() -> None:
+    """Which of them took effect first is not known."""
+    # promise 3
+    for first, second in ((1, None), (None, 1), (1, 2), (2, 1), (1, 1), (None, None)):
+        ledger = Ledger()
+        states = [None if seq is None else a_state(last_seq=seq) for seq in (first, second)]
+        began = [ledger.moment(), ledger.moment()]
+        assert ledger.learn("bot", states[0], began[0])
+        assert ledger.learn("bot", states[1], began[1]) == (first == second)
+        assert ledger.account("bot").state == states[0]
+        assert ledger.learn("bot", states[1], ledger.moment()), "now it is the newer"
+        assert ledger.account("bot").state == states[1]
+
+
+def test_a_read_is_not_the_same_as_a_state_that_was_moved_up_or_stamped_since() -> None:
+    # promise 3
+    for last_seq in (1, 2):
+        ledger = Ledger()
+        began = ledger.moment()
+        ledger.learn("bot", a_state(), ledger.moment())
+        ledger.change(ledger.account("bot"), ledger.account("bot").state, last_seq, warm=True)
+        write(ledger)
+        assert not ledger.learn("bot", a_state(), began)
+
+
 def test_a_denial_outlives_what_is_read_and_ends_with_what_is_saved() -> None:
     # promise 12
     ledger = Ledger()
