@@ -34,9 +34,9 @@ except ImportError as error:
         'qqbot_session.bot needs aiohttp: pip install "qqbot_session[bot]"'
     ) from error
 
-from .commit import say
 from .errors import ApiError, GatewayRefusedError, LeaseLostError
 from .gateway import Dispatch, Event, Hello, Ready
+from .guard import say
 from .integrations.aiohttp import AiohttpSocket, connect
 from .lifetime import handling_signals, run_together
 from .pace import Pace, count

@@ -12,7 +12,6 @@ Rules:
 * A commit that raises has failed for the storage as a whole: what is queued behind it fails too.
 * To be cancelled means to make one more attempt, at once. An account's task waits for it; the
   writing task goes on to the end of its queue, and commits once more what was cancelled with it.
-* The storage's calls run in tasks of their own: nothing they do to their task is done to ours.
 * Tasks are made past the loop's task factory, in an empty context, and their coroutines are
   started by hand (`_primed`), so that a task cancelled before its first step finds itself inside
   its `try`. Whatever ends a task, KeyboardInterrupt included, its done-callback cleans up; a batch
@@ -25,35 +24,36 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType, coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from .errors import StoreClosedError, WrongEventLoopError, describe, name_some
+from .guard import (
+    ATTEMPTS,
+    EXITS,
+    TASK_NAME,
+    begin,
+    call_hook,
+    outcome,
+    outlast,
+    read_clock,
+    retrieve,
+    say,
+)
 from .ledger import GROWN_UP, Account, Ledger
-from .state import MAX_SECONDS
 from .storages.base import Storage
-
-_log = logging.getLogger("qqbot_session")
 
 _BATCH = 128  # accounts per commit: below a millisecond of encoding on the loop
 _ASKED = 4  # accounts encoded in the time that a source takes to make its state
 _FIRST_RETRY = 1.0  # seconds, doubled by each further failure
 _LAST_RETRY = 30.0  # seconds
-_ATTEMPTS = 3  # of a cancelled task if each finds a newer state; of a call if each is cancelled
 _YOUNG = 4.0  # seconds for which an account's windows are a quarter of its age
 _FIRST_WINDOW = 0.05  # seconds
-_PATIENCE = 2.0  # seconds that closing goes on after its cancellation
 _TOLD_TOGETHER = 1.0  # seconds
-_NAME = "qqbot_session:"  # of a task, before the account id
-
-EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What is no failure of whatever raised it, and is never held up."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +261,7 @@ class GroupCommit:
             task = asyncio.Task(
                 _primed(work),
                 loop=self._loop,
-                name=_NAME + name,
+                name=TASK_NAME + name,
                 context=context,
             )
         except BaseException:  # such as a RecursionError, deep in a handler
@@ -284,7 +284,7 @@ class GroupCommit:
 
     async def _attempt_last(self, account: Account) -> None:
         """Attempt at once what is unsaved, and again what is changed during the attempt."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             if not account.unsaved or self._aborted:
                 return
             await asyncio.wait([self.join(account)])
@@ -293,8 +293,8 @@ class GroupCommit:
 
     def _end(self, task: asyncio.Task[None]) -> None:
         """Let an account rest whose task has ended; if it may not, have another task later."""
-        _retrieve(task)
-        keeper = self._keepers.get(task.get_name().removeprefix(_NAME))
+        retrieve(task)
+        keeper = self._keepers.get(task.get_name().removeprefix(TASK_NAME))
         if keeper is not None and keeper.task is task:
             keeper.task = keeper.wake = None
             if not keeper.account.unsaved:
@@ -312,7 +312,7 @@ class GroupCommit:
 
     def _end_writer(self, task: asyncio.Task[None]) -> None:
         """Go on with what is queued if the writing task was torn away from it."""
-        _retrieve(task)
+        retrieve(task)
         if self._writer is task and self._queue and not self._aborted:
             self._start_writer()
 
@@ -429,10 +429,10 @@ class GroupCommit:
         self._call = None
         if call.cancelled() and (cancelled or call.cancelling()):
             batch.torn += 1
-            if batch.torn < _ATTEMPTS:
+            if batch.torn < ATTEMPTS:
                 return False
         try:
-            answer = _outcome(call)
+            answer = outcome(call)
         except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
             for batch in self._queue:  # a time-out for each of them would be one too many
                 batch.taken, batch.outage = True, error
@@ -518,113 +518,6 @@ class GroupCommit:
         call_hook("on_write", self._on_write, details)
 
 
-# What of other people's may raise, answer or be anything
-
-
-def say(level: int, message: str, *args: object, **options: Any) -> None:
-    """Log, whatever the process's filters and handlers raise."""
-    try:
-        _log.log(level, message, *args, stacklevel=2, **options)
-    except EXITS:
-        raise
-    except BaseException:  # noqa: BLE001 - a line is not worth a session
-        pass
-
-
-def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:
-    """Call a hook of the bot's; what it raises is logged."""
-    try:
-        answer = hook(details)
-        if asyncio.iscoroutine(answer):
-            answer.close()
-            raise TypeError(f"{name} is async, and nobody awaits it: {hook!r}")
-    except EXITS:
-        raise
-    except BaseException:  # noqa: BLE001 - a hook is not worth a session
-        say(logging.ERROR, "%s failed: %r", name, hook, exc_info=True)
-
-
-def read_clock(clock: Callable[[], float]) -> float:
-    """Return the time in seconds since the epoch.
-
-    Raises:
-        ValueError: it is none that a record could hold.
-    """
-    now = clock()
-    if isinstance(now, int | float) and 0 <= now <= MAX_SECONDS:  # false for NaN too
-        return float(now)
-    if asyncio.iscoroutine(now):
-        now.close()
-    raise ValueError(f"the clock must give seconds since 1970, not {now!r:.100}")
-
-
-async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
-    """Await a call of somebody's, in a task of its own: what ends it in any way is an `Exception`.
-
-    Only who is cancelled gets a `CancelledError`, whatever the call does to the task it runs in.
-    If that task alone is cancelled, as by who cancels all there are, the call is made again.
-    """
-    for _ in range(_ATTEMPTS):
-        call = begin(function, *args)
-        try:
-            await asyncio.wait([call])
-        except asyncio.CancelledError:
-            _ = call.cancel()
-            raise
-        if not (call.cancelled() and call.cancelling()):
-            break
-    return _outcome(call)
-
-
-def begin(
-    function: Callable[..., Awaitable[_T]], *args: object, context: Context | None = None
-) -> asyncio.Task[_T]:
-    """Call it in a task past any factory, by default in the caller's context."""
-
-    async def call() -> _T:
-        return await function(*args)
-
-    task = asyncio.Task(
-        call(), loop=asyncio.get_running_loop(), name=f"{_NAME}storage", context=context
-    )
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
-    task.add_done_callback(_retrieve)
-    return task
-
-
-def _outcome(call: asyncio.Task[_T]) -> _T:
-    if call.cancelled():
-        raise RuntimeError("it was cancelled by somebody else")
-    error = call.exception()
-    if error is None or isinstance(error, Exception):
-        return call.result()
-    raise RuntimeError(f"it raised {type(error).__name__}") from error
-
-
-async def outlast(
-    waited: set[asyncio.Future[Any]] | set[asyncio.Task[Any]],
-    cancelled: asyncio.CancelledError | None = None,
-) -> asyncio.CancelledError | None:
-    """Wait until all are done; once cancelled, however often, at most two seconds longer.
-
-    Returns:
-        The first cancellation, which the caller must raise.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = None if cancelled is None else loop.time() + _PATIENCE
-    while pending := {future for future in waited if not future.done()}:
-        left = None if deadline is None else deadline - loop.time()
-        if left is not None and left <= 0:
-            break
-        try:
-            await asyncio.wait(pending, timeout=left)
-        except asyncio.CancelledError as error:
-            if deadline is None:
-                deadline = loop.time() + _PATIENCE
-            cancelled = cancelled or error
-    return cancelled
-
-
 def _answered(answer: object, changes: Iterable[str]) -> dict[str, BaseException]:
     """Return what a commit answered, which may be anything, as failures."""
     try:
@@ -638,12 +531,6 @@ def _as_error(error: object) -> BaseException:
     if isinstance(error, BaseException):
         return error
     return TypeError(f"commit answered {error!r:.100} in place of an error")
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Take note of how the task ended; a KeyboardInterrupt has gone its way through the loop."""
-    if not task.cancelled():
-        _ = task.exception()
 
 
 async def _let_others_in() -> None:

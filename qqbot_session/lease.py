@@ -25,8 +25,8 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from .commit import say
 from .errors import LeaseLostError, SessionWriteError, StoreClosedError
+from .guard import say
 from .storages.base import LeasingStorage, Storage
 
 _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot

@@ -24,7 +24,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from .commit import say
 from .errors import GatewayProtocolError, GatewayRefusedError
 from .gateway import (
     CloseRule,
@@ -37,6 +36,7 @@ from .gateway import (
     Ready,
     Resumed,
 )
+from .guard import say
 from .state import check_app_id, check_shard
 from .store import AsyncSessionStore
 

@@ -25,17 +25,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from .commit import (
-    EXITS,
-    GroupCommit,
-    WriteDetails,
-    begin,
-    call_hook,
-    guarded,
-    outlast,
-    read_clock,
-    say,
-)
+from .commit import GroupCommit, WriteDetails
 from .errors import (
     InvalidRecordError,
     SessionWriteError,
@@ -44,6 +34,7 @@ from .errors import (
     name_one,
     name_some,
 )
+from .guard import EXITS, begin, call_hook, guarded, outlast, read_clock, say
 from .lease import Lease, Leases
 from .ledger import Account, Ledger, Mark, Source, is_turn
 from .state import (

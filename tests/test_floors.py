@@ -21,6 +21,7 @@ FLOORS = {
     "closes": (1, 1),
     "recent": (1, 2),
     "state": (2, 0),
+    "guard": (3, 0),
     "watermark": (3, 0),
     "ledger": (3, 0),
     "storages": (3, 0),
@@ -125,7 +126,8 @@ print(sorted(name for name in sys.modules if name.startswith("qqbot_session.test
 
 
 @pytest.mark.parametrize(
-    "name", ["storages/files", "storages/sqlite", "storages/base", "commit", "store", "state"]
+    "name",
+    ["storages/files", "storages/sqlite", "storages/base", "guard", "commit", "store", "state"],
 )
 def test_nothing_is_imported_on_the_way_to_the_disk(name: str) -> None:
     """An import without a free descriptor leaves half a module, and no later write would work."""

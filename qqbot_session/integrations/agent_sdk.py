@@ -38,9 +38,9 @@ except ModuleNotFoundError as error:
         ' pip install "qqbot_session[agent-sdk]"'
     ) from error
 
-from ..commit import say
 from ..errors import StoreClosedError
 from ..gateway import Dispatch, Event, GatewaySession
+from ..guard import say
 from ..shard import open_gateway
 from ..store import AsyncSessionStore
 from ._shapes import require, require_fields

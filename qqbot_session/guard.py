@@ -1,0 +1,144 @@
+"""What belongs to other people: a storage, a hook, a clock, the handlers of the log.
+
+Rules:
+
+* Any of them may raise anything, answer anything, hang, or cancel whatever task it runs in. What
+  comes of that is said here; who called goes on.
+* A storage's calls run in tasks of their own: nothing they do to their task is done to ours.
+* KeyboardInterrupt, SystemExit and GeneratorExit go their way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, TypeVar
+
+from .state import MAX_SECONDS
+
+_log = logging.getLogger("qqbot_session")
+
+ATTEMPTS = 3
+"""Of a call if each is cancelled; of a cancelled task's account if each finds a newer state."""
+
+TASK_NAME = "qqbot_session:"
+"""How the name of each task of ours begins."""
+
+_PATIENCE = 2.0  # seconds that closing goes on after its cancellation
+
+EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What is no failure of whatever raised it, and is never held up."""
+
+_T = TypeVar("_T")
+
+
+def say(level: int, message: str, *args: object, **options: Any) -> None:
+    """Log, whatever the process's filters and handlers raise."""
+    try:
+        _log.log(level, message, *args, stacklevel=2, **options)
+    except EXITS:
+        raise
+    except BaseException:  # noqa: BLE001 - a line is not worth a session
+        pass
+
+
+def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:
+    """Call a hook of the bot's; what it raises is logged."""
+    try:
+        answer = hook(details)
+        if asyncio.iscoroutine(answer):
+            answer.close()
+            raise TypeError(f"{name} is async, and nobody awaits it: {hook!r}")
+    except EXITS:
+        raise
+    except BaseException:  # noqa: BLE001 - a hook is not worth a session
+        say(logging.ERROR, "%s failed: %r", name, hook, exc_info=True)
+
+
+def read_clock(clock: Callable[[], float]) -> float:
+    """Return the time in seconds since the epoch.
+
+    Raises:
+        ValueError: it is none that a record could hold.
+    """
+    now = clock()
+    if isinstance(now, int | float) and 0 <= now <= MAX_SECONDS:  # false for NaN too
+        return float(now)
+    if asyncio.iscoroutine(now):
+        now.close()
+    raise ValueError(f"the clock must give seconds since 1970, not {now!r:.100}")
+
+
+async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
+    """Await a call of somebody's, in a task of its own: what ends it in any way is an `Exception`.
+
+    Only who is cancelled gets a `CancelledError`, whatever the call does to the task it runs in.
+    If that task alone is cancelled, as by who cancels all there are, the call is made again.
+    """
+    for _ in range(ATTEMPTS):
+        call = begin(function, *args)
+        try:
+            await asyncio.wait([call])
+        except asyncio.CancelledError:
+            _ = call.cancel()
+            raise
+        if not (call.cancelled() and call.cancelling()):
+            break
+    return outcome(call)
+
+
+def begin(
+    function: Callable[..., Awaitable[_T]], *args: object, context: Context | None = None
+) -> asyncio.Task[_T]:
+    """Call it in a task past any factory, by default in the caller's context."""
+
+    async def call() -> _T:
+        return await function(*args)
+
+    task = asyncio.Task(
+        call(), loop=asyncio.get_running_loop(), name=f"{TASK_NAME}storage", context=context
+    )
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.add_done_callback(retrieve)
+    return task
+
+
+def outcome(call: asyncio.Task[_T]) -> _T:
+    if call.cancelled():
+        raise RuntimeError("it was cancelled by somebody else")
+    error = call.exception()
+    if error is None or isinstance(error, Exception):
+        return call.result()
+    raise RuntimeError(f"it raised {type(error).__name__}") from error
+
+
+async def outlast(
+    waited: set[asyncio.Future[Any]] | set[asyncio.Task[Any]],
+    cancelled: asyncio.CancelledError | None = None,
+) -> asyncio.CancelledError | None:
+    """Wait until all are done; once cancelled, however often, at most two seconds longer.
+
+    Returns:
+        The first cancellation, which the caller must raise.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if cancelled is None else loop.time() + _PATIENCE
+    while pending := {future for future in waited if not future.done()}:
+        left = None if deadline is None else deadline - loop.time()
+        if left is not None and left <= 0:
+            break
+        try:
+            await asyncio.wait(pending, timeout=left)
+        except asyncio.CancelledError as error:
+            if deadline is None:
+                deadline = loop.time() + _PATIENCE
+            cancelled = cancelled or error
+    return cancelled
+
+
+def retrieve(task: asyncio.Task[Any]) -> None:
+    """Take note of how the task ended; a KeyboardInterrupt has gone its way through the loop."""
+    if not task.cancelled():
+        _ = task.exception()
