@@ -36,10 +36,10 @@ from .guard import (
     ATTEMPTS,
     EXITS,
     TASK_NAME,
+    Patience,
     begin,
     call_hook,
     outcome,
-    outlast,
     read_clock,
     retrieve,
     say,
@@ -54,6 +54,7 @@ _LAST_RETRY = 30.0  # seconds
 _YOUNG = 4.0  # seconds for which an account's windows are a quarter of its age
 _FIRST_WINDOW = 0.05  # seconds
 _TOLD_TOGETHER = 1.0  # seconds
+_FOR_THE_END = 0.2  # seconds of a cancelled closing that are kept from a hung attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,21 +195,16 @@ class GroupCommit:
             await asyncio.wait(pending)  # never cancels what it waits for
         return {a.id: self._failing[a.id].error for a in accounts if a.id in self._failing}
 
-    async def close(self) -> asyncio.CancelledError | None:
-        """Attempt all that is unsaved, and end every task; return who cancelled that, if anybody.
-
-        Once cancelled, the attempt has two seconds more.
-        """
+    async def close(self, patience: Patience) -> None:
+        """Attempt all that is unsaved, and end every task."""
         unsaved = [] if self._aborted else self._ledger.unsaved()
-        cancelled = await outlast({self.join(account) for account in unsaved})
+        await patience.wait({self.join(account) for account in unsaved}, spare=_FOR_THE_END)
         self._aborted = True
         tasks = [*(keeper.task for keeper in self._keepers.values()), self._writer, self._call]
-        alive: set[asyncio.Task[Any]] = {
-            task for task in tasks if task is not None and not task.done()
-        }
+        alive = [task for task in tasks if task is not None and not task.done()]
         for task in alive:
             _ = task.cancel()
-        cancelled = await outlast(alive, cancelled) or cancelled
+        await patience.wait(alive, spare=_FOR_THE_END / 2)
         for batch in self._queue:  # somebody may still wait for these
             if not batch.done.done():
                 batch.done.set_result(None)
@@ -218,7 +214,6 @@ class GroupCommit:
                 error = StoreClosedError("closed before it was written")
                 self._failing[account.id] = _Failure(error, 0.0)
         self._tell_of_turns()
-        return cancelled
 
     def failures(self) -> dict[str, BaseException]:
         """Return the latest error of every account that fails."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -114,28 +115,35 @@ def outcome(call: asyncio.Task[_T]) -> _T:
     raise RuntimeError(f"it raised {type(error).__name__}") from error
 
 
-async def outlast(
-    waited: set[asyncio.Future[Any]] | set[asyncio.Task[Any]],
-    cancelled: asyncio.CancelledError | None = None,
-) -> asyncio.CancelledError | None:
-    """Wait until all are done; once cancelled, however often, at most two seconds longer.
+class Patience:
+    """Waiting that goes on, once it is cancelled, for two seconds more and in all.
 
-    Returns:
-        The first cancellation, which the caller must raise.
+    Attributes:
+        cancelled: the first cancellation, which the caller must raise.
     """
-    loop = asyncio.get_running_loop()
-    deadline = None if cancelled is None else loop.time() + _PATIENCE
-    while pending := {future for future in waited if not future.done()}:
-        left = None if deadline is None else deadline - loop.time()
-        if left is not None and left <= 0:
-            break
-        try:
-            await asyncio.wait(pending, timeout=left)
-        except asyncio.CancelledError as error:
-            if deadline is None:
-                deadline = loop.time() + _PATIENCE
-            cancelled = cancelled or error
-    return cancelled
+
+    def __init__(self) -> None:
+        self.cancelled: asyncio.CancelledError | None = None
+        self._end = math.inf
+
+    async def wait(self, waited: Iterable[asyncio.Future[Any]], *, spare: float = 0.0) -> None:
+        """Wait until all are done or the time is over, but for a turn of the loop.
+
+        Args:
+            spare: seconds to leave for those that are waited for afterwards.
+        """
+        loop = asyncio.get_running_loop()
+        pending = {future for future in waited if not future.done()}
+        while pending:
+            left = None if self.cancelled is None else max(0.0, self._end - spare - loop.time())
+            try:
+                await asyncio.wait(pending, timeout=left)
+            except asyncio.CancelledError as error:
+                if self.cancelled is None:
+                    self.cancelled, self._end = error, loop.time() + _PATIENCE
+            if loop.time() >= self._end - spare:
+                break
+            pending = {future for future in pending if not future.done()}
 
 
 def retrieve(task: asyncio.Task[Any]) -> None:

@@ -34,7 +34,7 @@ from .errors import (
     name_one,
     name_some,
 )
-from .guard import EXITS, begin, call_hook, guarded, outlast, read_clock, say
+from .guard import EXITS, Patience, begin, call_hook, guarded, read_clock, say
 from .lease import Lease, Leases
 from .ledger import Account, Ledger, Mark, Source, is_turn
 from .state import (
@@ -498,29 +498,29 @@ class AsyncSessionStore:
         _ = self._commit.running_loop()
         self._closed = True
         self._ledger.freeze()
+        patience = Patience()
         while self._unwritten is None:
             if self._closing is None or self._closing.done():
-                cancelled = await self._close()
+                await self._close(patience)
             else:
-                cancelled = await outlast({self._closing})
-            if cancelled is not None:
+                await patience.wait([self._closing])
+            if patience.cancelled is not None:
                 if unsaved := self._ledger.unsaved():
                     names = name_some([account.id for account in unsaved])
                     say(logging.ERROR, "closing was cancelled, and unsaved: %s", names)
-                raise cancelled
+                raise patience.cancelled
         if self._unwritten:
             raise SessionWriteError(self._unwritten)
 
-    async def _close(self) -> asyncio.CancelledError | None:
+    async def _close(self, patience: Patience) -> None:
         """Do what `aclose` says; whoever comes meanwhile waits for it."""
         self._closing = done = self._commit.running_loop().create_future()
         try:
-            cancelled = await self._commit.close()
+            await self._commit.close(patience)
             release = begin(self._release)
-            cancelled = await outlast({release}, cancelled) or cancelled
+            await patience.wait([release])
             _ = release.cancel()
             self._unwritten = self._commit.failures()
-            return cancelled
         finally:
             done.set_result(None)  # should it have ended in any other way, the next caller tries
 

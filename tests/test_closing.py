@@ -7,6 +7,7 @@ written, and on one that hangs at most two seconds after its caller was cancelle
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -164,6 +165,44 @@ async def test_on_a_hung_storage_a_cancelled_one_waits_two_seconds_and_says_what
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
     assert "bot" in lines[0].getMessage()
+    await asyncio.sleep(1)
+    assert left() == set()
+
+
+class Deaf(FaultyStorage):
+    """Hears neither a cancellation of its commit nor one of its end, until it may `go_on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = asyncio.Event()
+
+    async def _hang(self) -> None:
+        while not self.may_go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.may_go_on.wait()
+
+    async def commit(self, changes: Any) -> Any:
+        await self._hang()
+        return await super().commit(changes)
+
+    async def aclose(self) -> None:
+        await self._hang()
+
+
+async def test_the_two_seconds_are_for_all_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # promise 5
+    storage = Deaf()
+    store = AsyncSessionStore(storage)
+    monkeypatch.setattr(store, "_owns_storage", True)
+    await store.save(a_state("bot", NEWEST))
+    closing = asyncio.create_task(store.aclose())
+    await turns(3)
+    began = asyncio.get_running_loop().time()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert asyncio.get_running_loop().time() - began == pytest.approx(GRACE)
+    storage.may_go_on.set()
     await asyncio.sleep(1)
     assert left() == set()
 
