@@ -414,14 +414,16 @@ class GroupCommit:
         """
         self._call = call = begin(self._storage.commit, changes, context=Context())
         cancelled = False
-        while not call.done():
-            try:
-                await asyncio.wait([call])
-            except asyncio.CancelledError:
-                cancelled = True
-                if self._aborted:
-                    return False
-        self._call = None
+        try:
+            while not call.done():
+                try:
+                    await asyncio.wait([call])
+                except asyncio.CancelledError:
+                    cancelled = True
+                    if self._aborted:
+                        return False
+        finally:
+            self._call = None
         if call.cancelled() and (cancelled or call.cancelling()):
             batch.torn += 1
             if batch.torn < ATTEMPTS:
