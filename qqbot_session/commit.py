@@ -54,7 +54,8 @@ _LAST_RETRY = 30.0  # seconds
 _YOUNG = 4.0  # seconds for which an account's windows are a quarter of its age
 _FIRST_WINDOW = 0.05  # seconds
 _TOLD_TOGETHER = 1.0  # seconds
-_FOR_THE_END = 0.2  # seconds of a cancelled closing that are kept from a hung attempt
+_TORN = 30  # commits in a row that may be cancelled, and the writing task with them
+_FOR_THE_END = 0.1  # seconds of a cancelled closing that are kept from a hung attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +301,7 @@ class GroupCommit:
                 self._wake_later(delay, keeper.batch, [keeper])
 
     def _release(self, keeper: Keeper) -> None:
+        keeper.batch = None  # no timer of its may wake it: the account may have another by then
         if self._keepers.get(keeper.account.id) is keeper:
             del self._keepers[keeper.account.id]
             if not self._keepers:
@@ -327,19 +329,22 @@ class GroupCommit:
             return  # the timer of its batch comes first
         if now >= batch.ended + window:
             _ = self.join(keeper.account)
-        elif window in batch.windows:
-            batch.windows[window].append(keeper)
+        elif keepers := batch.windows.get(window):  # none are left in it once they were woken
+            keepers.append(keeper)
         else:
-            keepers = batch.windows[window] = [keeper]
+            keepers = [keeper]
             self._wake_later(batch.ended + window - now, batch, keepers)
+            batch.windows[window] = keepers
 
     def _wake_later(self, delay: float, batch: Batch | None, keepers: list[Keeper]) -> None:
         loop = self.running_loop()
         _ = loop.call_later(delay, self._wake, batch, keepers, context=self._context)
 
-    def _wake(self, batch: Batch | None, keepers: Iterable[Keeper]) -> None:
+    def _wake(self, batch: Batch | None, keepers: list[Keeper]) -> None:
         """Wake the tasks whose window this was: those that have not joined another batch."""
-        for keeper in keepers:
+        woken = keepers.copy()
+        keepers.clear()
+        for keeper in woken:
             if keeper.batch is not batch or self._aborted:
                 continue
             if keeper.task is not None and not keeper.task.done():
@@ -426,13 +431,13 @@ class GroupCommit:
             self._call = None
         if call.cancelled() and (cancelled or call.cancelling()):
             batch.torn += 1
-            if batch.torn < ATTEMPTS:
+            if batch.torn < (_TORN if cancelled else ATTEMPTS):
                 return False
         try:
             answer = outcome(call)
         except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
-            for batch in self._queue:  # a time-out for each of them would be one too many
-                batch.taken, batch.outage = True, error
+            for queued in self._queue:  # a time-out for each of them would be one too many
+                queued.taken, queued.outage = True, error
             failures |= dict.fromkeys(changes, error)
             return True
         answered = _answered(answer, changes)

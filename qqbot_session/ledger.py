@@ -82,6 +82,7 @@ class Account:
         last_seq: the newest number, ahead of the state's own.
         stamp: `saved_at` of what was last read or encoded, seconds since the epoch.
         moment: when all this became known.
+        was_read: that was by reading it, so that another read may know better.
         denied: `load` gave nothing, so that only a new session counts.
         changed: it is newer than what was last encoded.
         handed: what was last encoded is not acknowledged.
@@ -105,6 +106,7 @@ class Account:
         "stamp",
         "state",
         "turned",
+        "was_read",
     )
 
     def __init__(self, account_id: str) -> None:
@@ -114,6 +116,7 @@ class Account:
         self.stamp = 0.0
         self.moment = 0
         self.denied = self.changed = self.handed = self.is_ours = self.turned = False
+        self.was_read = False
         self.born: float | None = None
         self.mark: Mark | None = None
 
@@ -168,7 +171,7 @@ class Ledger:
         self.due: dict[str, Account] = {}
         self.marked: dict[str, Mark] = {}
         self._absent: dict[str, None] = {}  # accounts that had no record, the oldest first
-        self._forgotten = 0  # the moment until which an account may have been known
+        self._forgotten = 0  # the moment until which an account that is ours may have been known
         self._moment = 0
 
     def moment(self) -> int:
@@ -202,7 +205,8 @@ class Ledger:
         if account.state is not state and session_of(account.state) != session_of(state):
             account.turned = True
         self._moment = account.moment = self._moment + 1
-        account.state, account.last_seq, account.denied = state, last_seq, False
+        account.state, account.last_seq = state, last_seq
+        account.denied = account.was_read = False
         account.changed = account.is_ours = True
         self.accounts[account.id] = account
         if warm:
@@ -253,7 +257,7 @@ class Ledger:
         """
         if account.handed:
             account.moment = moment
-            account.handed = False
+            account.handed = account.was_read = False
             if account.state is None:
                 self._note_absent(account)
 
@@ -279,6 +283,7 @@ class Ledger:
         elif account.moment > began:  # as by another read: which of them is the older?
             return account.is_as_read(state)
         account.moment = self.moment() if ended is None else ended
+        account.was_read = True
         account.stamp = 0.0 if state is None else state.saved_at
         account.state, account.last_seq = state, None if state is None else state.last_seq
         if state is None:
@@ -295,7 +300,8 @@ class Ledger:
         self._absent.pop(account_id, None)
         account = self.accounts.pop(account_id, None)
         if account is not None:
-            self._forgotten = max(self._forgotten, account.moment)
+            if account.is_ours:
+                self._forgotten = max(self._forgotten, account.moment)
             self._settle(account)
             account.changed = account.handed = False
 

@@ -675,30 +675,32 @@ class AsyncSessionStore:
         """Return the newest state of every account that has a record."""
         began = self._ledger.moment()
         found: dict[str, SessionState | None] = {}
-        read_again: set[str] = set()
+        unsure: set[str] = set()  # to be read one by one
         failed = False
         try:
-            await self._patiently(lambda: self._scan(found, read_again))
+            await self._patiently(lambda: self._scan(found, unsure))
         except Exception as error:  # noqa: BLE001 - promise 10
             failed = True
             say(logging.WARNING, "cannot list the sessions: %s", describe(error))
-        for account_id in read_again:
-            found[account_id] = (await self._newest(account_id)).state
         ended = self._ledger.moment()
         async for account_ids in _in_pieces(list(found)):
             for account_id in account_ids:
-                if not self._closed:
+                if account_id not in unsure and not self._closed:
                     self._ledger.learn(account_id, found[account_id], began, ended)
         async for accounts in _in_pieces(list(self._ledger.accounts.values())):
             for account in accounts:
                 is_newer = account.moment > began and account.moment != ended
-                if is_newer or account.unsaved or (failed and account.is_ours):
+                if is_newer and account.was_read and not account.is_as_read(found.get(account.id)):
+                    unsure.add(account.id)  # by a read that ended meanwhile, begun who knows when
+                elif is_newer or account.unsaved or (failed and account.is_ours):
                     found[account.id] = self._remembered(account).state
+        for account_id in unsure:
+            found[account_id] = (await self._newest(account_id)).state
         return found
 
-    async def _scan(self, found: dict[str, SessionState | None], read_again: set[str]) -> None:
+    async def _scan(self, found: dict[str, SessionState | None], unsure: set[str]) -> None:
         found.clear()  # of an earlier try: every record would be read once more, one by one
-        read_again.clear()
+        unsure.clear()
         async for key, data in self._storage.scan():
             if self._closed:
                 return
@@ -707,7 +709,7 @@ class AsyncSessionStore:
             if state is None:
                 say(logging.WARNING, "%s: %s", name_one(key.strip("\0")), record.words)
             elif state.account_id in found:  # the original's record beside ours
-                read_again.add(state.account_id)
+                unsure.add(state.account_id)
             else:
                 found[state.account_id] = state
 

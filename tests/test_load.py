@@ -21,7 +21,7 @@ from qqbot_session import (
     SessionWriteError,
     WrongEventLoopError,
 )
-from qqbot_session.state import encode
+from qqbot_session.state import decode, encode
 from qqbot_session.storages.base import NotRegularError
 
 
@@ -282,6 +282,37 @@ async def test_a_listing_that_fails_for_a_moment_is_tried_again(
     storage.unreadable = True
     asyncio.get_running_loop().call_later(0.5, setattr, storage, "unreadable", False)
     assert [state.account_id for state in await store.load_all()] == ["bot"]
+
+
+async def test_of_two_listings_at_once_the_later_tells_what_it_found(clock: WallClock) -> None:
+    # promise 3
+    storage = FaultyStorage({"bot": encode(a_state(last_seq=1), saved_at=clock())})
+    storage.records["gone"] = encode(a_state("gone"), saved_at=clock())
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        storage.read_gate.clear()
+        earlier = asyncio.create_task(store.load_all())
+        await asyncio.sleep(0.1)
+        first_gate, storage.read_gate = storage.read_gate, asyncio.Event()
+        storage.records["bot"] = encode(a_state(last_seq=2), saved_at=clock())  # another process
+        del storage.records["gone"]
+        later = asyncio.create_task(store.load_all())
+        await asyncio.sleep(0.1)
+        first_gate.set()
+        assert len(await earlier) == 2
+        storage.read_gate.set()
+        assert [state.last_seq for state in await later] == [2]
+        assert await store.touch("bot")
+    assert decode(storage.records["bot"]).last_seq == 2
+
+
+async def test_many_accounts_without_a_record_are_read_once_each(clock: WallClock) -> None:
+    """More than are remembered: one that is forgotten makes nobody read again."""
+    # promise 3
+    storage = FaultyStorage()
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        loads = [store.load(f"bot-{number}") for number in range(3000)]
+        assert set(await asyncio.gather(*loads)) == {None}
+    assert len(storage.reads) == 3000
 
 
 async def test_a_listing_that_failed_halfway_reads_no_record_one_by_one(

@@ -113,19 +113,11 @@ async def cancelling_whoever_asks() -> Any:
     await asyncio.sleep(0)
 
 
-async def cancelling_all_that_write() -> Any:
-    for task in asyncio.all_tasks():
-        if task.get_name().startswith("qqbot_session"):
-            task.cancel()
-    await asyncio.sleep(0)
-
-
 RAISES = {
     "an error": raising(ValueError("server lost")),
     "an error without words": raising(Mute()),
     "its own cancellation": raising(asyncio.CancelledError),
     "a cancellation of the asking task": cancelling_whoever_asks,
-    "a cancellation of all tasks of the store's": cancelling_all_that_write,
     "StopIteration": raising(StopIteration),
     "StopAsyncIteration": raising(StopAsyncIteration),
     "a group": raising(ExceptionGroup("two", [OSError(), ValueError()])),
@@ -201,6 +193,28 @@ async def test_whatever_commit_does_is_a_failed_write_that_is_tried_again(kind: 
     # promise 8
     storage = Answers(kind)
     assert not await lives_through(storage, AsyncSessionStore(storage))
+
+
+async def cancelling_all_that_write() -> Any:
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("qqbot_session"):
+            task.cancel()
+    await asyncio.sleep(0)
+
+
+async def test_a_storage_that_cancels_whoever_writes_is_not_asked_without_end() -> None:
+    """It is tried again at once for long enough to live through an end of the process."""
+    # promise 8
+    storage = Answers(cancelling_all_that_write)
+    store = AsyncSessionStore(storage)
+    await note(store, 1)
+    assert not await ends(store.flush())
+    assert 3 < storage.count < 100
+    storage.heal()
+    await asyncio.sleep(A_WHILE)
+    assert last_seq(storage) == 1
+    assert await ends(store.aclose())
+    assert our_tasks() == []
 
 
 @each(STRANGE)

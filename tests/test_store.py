@@ -41,9 +41,9 @@ def on_storage(storage: MemoryStorage, account_id: str = "bot") -> SessionState 
     return None if data is None else decode(data)
 
 
-def written(storage: FaultyStorage) -> list[int | None]:
-    """The sequence numbers of account `bot`, commit by commit; `None` for a deletion."""
-    states = [commit["bot"] for commit in storage.commits if "bot" in commit]
+def written(storage: FaultyStorage, account_id: str = "bot") -> list[int | None]:
+    """The account's sequence numbers, commit by commit; `None` for a deletion."""
+    states = [commit[account_id] for commit in storage.commits if account_id in commit]
     return [None if data is None else decode(data).last_seq for data in states]
 
 
@@ -157,6 +157,45 @@ async def test_a_young_account_that_was_quiet_for_a_while_waits_no_full_window(
     await store.update_last_seq("bot", 2)
     await asyncio.sleep(max(0.05, quiet / 4))
     assert written(storage) == [1, 2]
+
+
+async def test_a_timer_that_comes_early_leaves_no_young_account_behind(
+    store: AsyncSessionStore, storage: FaultyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop counts in whole milliseconds, Windows' clock in 15: who comes between is woken too."""
+    # promise 2
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "_clock_resolution", 0.02)
+    await store.save(a_state(last_seq=1))
+    await store.save(a_state("other", last_seq=1))
+    await asyncio.sleep(0.04)
+    await store.update_last_seq("bot", 2)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert written(storage) == [1, 2]
+    await store.update_last_seq("other", 2)
+    await asyncio.sleep(0.2)
+    assert written(storage, "other") == [1, 2]
+
+
+async def test_a_task_that_was_cancelled_is_not_started_again_by_the_end_of_its_window(
+    store: AsyncSessionStore, storage: FaultyStorage
+) -> None:
+    """The account has another task by then."""
+    # promise 5
+    await store.save(a_state(last_seq=1))
+    await asyncio.sleep(0)
+    await store.flush()
+    for task in asyncio.all_tasks():
+        if task.get_name() == "qqbot_session:bot":
+            task.cancel()
+    await asyncio.sleep(0.01)
+    storage.gate.clear()
+    await store.update_last_seq("bot", 2)
+    await asyncio.sleep(2 * WINDOW)
+    tasks = [task.get_name() for task in asyncio.all_tasks()]
+    assert tasks.count("qqbot_session:bot") == 1
+    storage.gate.set()
 
 
 async def test_a_short_window_too_starts_when_the_write_has_ended(
