@@ -310,8 +310,8 @@ def _ask_database(path: str) -> Iterator[Finding]:
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
             holders = connection.execute(
-                "SELECT account_id FROM leases WHERE ends > ?1 AND ends <= ?1 + ttl",
-                (time.monotonic(),),
+                "SELECT account_id FROM leases WHERE ends > ? AND ends <= ? + ttl",
+                [time.monotonic()] * 2,
             ).fetchall()
         finally:
             connection.close()

@@ -82,12 +82,16 @@ _MAY_WRITE = (  # `column2` is the writer's token: the lease's, or NULL where no
 )
 _HOLDER = "SELECT token, ends, ttl FROM leases WHERE account_id = ?"
 _ACQUIRE = (
-    "INSERT INTO leases VALUES (?1, ?2, ?3 + ?4, ?4)"
-    " ON CONFLICT (account_id) DO UPDATE SET token = ?2, ends = ?3 + ?4, ttl = ?4"
-    f" WHERE token = ?2 OR ends <= ?3 OR ends > ?3 + ttl + {_WAITED}"
+    "INSERT INTO leases VALUES (:id, :token, :now + :ttl, :ttl)"
+    " ON CONFLICT (account_id) DO UPDATE SET token = :token, ends = :now + :ttl, ttl = :ttl"
+    f" WHERE token = :token OR ends <= :now OR ends > :now + leases.ttl + {_WAITED}"
 )
-_RENEW = "UPDATE leases SET ends = ?3 + ?4, ttl = ?4 WHERE account_id = ?1 AND token = ?2"
-_REMEMBER = "INSERT INTO leases VALUES (?1, ?2, ?3 + ?4, ?4) ON CONFLICT (account_id) DO NOTHING"
+_RENEW = (
+    "UPDATE leases SET ends = :now + :ttl, ttl = :ttl WHERE account_id = :id AND token = :token"
+)
+_REMEMBER = (
+    "INSERT INTO leases VALUES (:id, :token, :now + :ttl, :ttl) ON CONFLICT (account_id) DO NOTHING"
+)
 _RELEASE = "UPDATE leases SET token = '', ends = 0 WHERE account_id = ? AND token = ?"
 
 
@@ -319,7 +323,8 @@ class SqliteStorage:
         def acquire(connection: sqlite3.Connection) -> bool:
             if self._is_anothers(connection, account_id, token):  # to look costs no transaction
                 return False
-            lease = (account_id, token, time.monotonic(), ttl)
+            now = time.monotonic()
+            lease = {"id": account_id, "token": token, "now": now, "ttl": ttl}
             return connection.execute(_ACQUIRE, lease).rowcount > 0
 
         asked = time.monotonic()
@@ -346,7 +351,7 @@ class SqliteStorage:
             with _transaction(connection):
                 now = time.monotonic()
                 for account_id, token in held.items():
-                    lease = (account_id, token, now, ttl)
+                    lease = {"id": account_id, "token": token, "now": now, "ttl": ttl}
                     if not connection.execute(_RENEW, lease).rowcount and not (
                         now < self._until.get(account_id, now)
                         and connection.execute(_REMEMBER, lease).rowcount
