@@ -490,7 +490,6 @@ async def test_a_forked_child_writes_with_connections_of_its_own(
     if child == 0:
         status = 1
         try:
-            asyncio.set_event_loop_policy(None)
 
             async def in_the_child() -> bool:
                 await storage.aclose()  # the parent's: nothing to do
