@@ -253,6 +253,9 @@ OPERATIONS = (
 )
 
 
+READS = (UPDATE, TOUCH, LOAD, LOAD_ALL)
+
+
 async def cancel_tasks(store: AsyncSessionStore, name: str) -> None:
     """Cancel the store's tasks whose name begins so, in an order that is always the same."""
     assert isinstance(store._storage, DrivenStorage)
@@ -514,9 +517,24 @@ def uncounted(call: Call, outcome: Outcome) -> bool:
     )
 
 
+def was_unsure(call: Call, outcome: Outcome) -> bool:
+    """Whether a listing had to look the account up by itself: another read ended meanwhile."""
+    return call.operation is LOAD_ALL and any(
+        other.operation in READS and other.began < call.ended and call.began < other.ended
+        for other in outcome.calls
+        if other is not call
+    )
+
+
 def explains(order: Sequence[Event], outcome: Outcome, setting: Setting) -> bool:
+    return any(explains_if(sure, order, outcome, setting) for sure in (True, False))
+
+
+def explains_if(sure: bool, order: Sequence[Event], outcome: Outcome, setting: Setting) -> bool:
     plain = setting.plain()
     for call, looks in order:
+        if not sure and was_unsure(call, outcome) and plain.record is None:
+            plain.known = None
         if looks and call.operation.look is not None:
             if plain.known is not None and all(call.began < other.ended for other in outcome.calls):
                 plain.known = ...  # nothing was known when it was called: it may look once more
