@@ -418,17 +418,12 @@ class GroupCommit:
             Whether the attempt has ended: not if it was cancelled, unless that goes on and on.
         """
         self._call = call = begin(self._storage.commit, changes, context=Context())
-        cancelled = False
         try:
-            while not call.done():
-                try:
-                    await asyncio.wait([call])
-                except asyncio.CancelledError:
-                    cancelled = True
-                    if self._aborted:
-                        return False
+            cancelled = await self._wait_for(call)
         finally:
             self._call = None
+        if not call.done():
+            return False
         if call.cancelled() and (cancelled or call.cancelling()):
             batch.torn += 1
             if batch.torn < (_TORN if cancelled else ATTEMPTS):
@@ -443,6 +438,16 @@ class GroupCommit:
         answered = _answered(answer, changes)
         failures |= {key: error for key, error in answered.items() if key in changes}
         return True
+
+    async def _wait_for(self, call: asyncio.Task[Any]) -> bool:
+        """Wait until it is done or all is over; return whether this task was cancelled."""
+        cancelled = False
+        while not call.done() and not (cancelled and self._aborted):
+            try:
+                await asyncio.wait([call])
+            except asyncio.CancelledError:
+                cancelled = True
+        return cancelled
 
     def _finish(self, batch: Batch, failures: Mapping[str, BaseException]) -> None:
         """Note what was attempted, and when each account may join again."""
