@@ -424,14 +424,15 @@ class GroupCommit:
             self._call = None
         if not call.done():
             return False
-        if call.cancelled() and (cancelled or call.cancelling()):
+        torn = call.cancelled() and (cancelled or call.cancelling() > 0)
+        if torn:
             batch.torn += 1
             if batch.torn < (_TORN if cancelled else ATTEMPTS):
                 return False
         try:
             answer = outcome(call)
         except Exception as error:  # noqa: BLE001 - a storage may fail in any way it likes
-            for queued in self._queue:  # a time-out for each of them would be one too many
+            for queued in () if torn else self._queue:  # a time-out for each would be too many
                 queued.taken, queued.outage = True, error
             failures |= dict.fromkeys(changes, error)
             return True

@@ -171,7 +171,8 @@ class Ledger:
         self.due: dict[str, Account] = {}
         self.marked: dict[str, Mark] = {}
         self._absent: dict[str, None] = {}  # accounts that had no record, the oldest first
-        self._forgotten = 0  # the moment until which an account that is ours may have been known
+        self._forgotten = 0  # the moment until which an account may have been known,
+        self._forgotten_ours = 0  # and one that is ours
         self._moment = 0
 
     def moment(self) -> int:
@@ -275,7 +276,9 @@ class Ledger:
         """
         account = self.accounts.get(account_id)
         if account is None:
-            if self._forgotten > began:
+            # One that was only read keeps no read from being learned: of many absent accounts at
+            # once, each would make all others be read again. Nobody reads a listing again.
+            if began < (self._forgotten_ours if ended is None else self._forgotten):
                 return False
             account = self.accounts[account_id] = Account(account_id)
         elif account.unsaved:
@@ -300,8 +303,9 @@ class Ledger:
         self._absent.pop(account_id, None)
         account = self.accounts.pop(account_id, None)
         if account is not None:
+            self._forgotten = max(self._forgotten, account.moment)
             if account.is_ours:
-                self._forgotten = max(self._forgotten, account.moment)
+                self._forgotten_ours = max(self._forgotten_ours, account.moment)
             self._settle(account)
             account.changed = account.handed = False
 

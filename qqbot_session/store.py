@@ -692,10 +692,12 @@ class AsyncSessionStore:
                 is_newer = account.moment > began and account.moment != ended
                 if is_newer and account.was_read and not account.is_as_read(found.get(account.id)):
                     unsure.add(account.id)  # by a read that ended meanwhile, begun who knows when
-                elif is_newer or account.unsaved or (failed and account.is_ours):
+                if is_newer or account.unsaved or (failed and account.is_ours):
                     found[account.id] = self._remembered(account).state
         for account_id in unsure:
-            found[account_id] = (await self._newest(account_id)).state
+            newest = await self._newest(account_id)
+            if newest.reason is not LoadReason.UNREADABLE:
+                found[account_id] = newest.state
         return found
 
     async def _scan(self, found: dict[str, SessionState | None], unsure: set[str]) -> None:

@@ -305,6 +305,44 @@ async def test_of_two_listings_at_once_the_later_tells_what_it_found(clock: Wall
     assert decode(storage.records["bot"]).last_seq == 2
 
 
+async def test_what_a_listing_cannot_read_again_is_listed_as_it_is_known(clock: WallClock) -> None:
+    # promise 10
+    storage = FaultyStorage({"bot": encode(a_state(last_seq=1), saved_at=clock())})
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        open_gate, storage.read_gate = storage.read_gate, asyncio.Event()
+        listing_gate = storage.read_gate
+        listing = asyncio.create_task(store.load_all())
+        await asyncio.sleep(0.1)
+        storage.read_gate = open_gate
+        storage.records["bot"] = encode(a_state(last_seq=2), saved_at=clock())  # another process
+        assert await store.load("bot") is not None
+        storage.unreadable = True
+        listing_gate.set()
+        assert [state.last_seq for state in await listing] == [2]
+
+
+async def test_a_listing_brings_nothing_back_that_was_removed_and_forgotten(
+    clock: WallClock,
+) -> None:
+    """More records expired meanwhile than absent accounts are remembered."""
+    # promises 3, 13
+    ids = [f"bot-{number}" for number in range(1100)]
+    expired = {name: encode(a_state(name), saved_at=clock() - 1000) for name in ids}
+    storage = FaultyStorage(expired)
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        open_gate, storage.read_gate = storage.read_gate, asyncio.Event()
+        listing_gate = storage.read_gate
+        listing = asyncio.create_task(store.load_all())
+        await asyncio.sleep(0.1)
+        storage.read_gate = open_gate
+        for name in ids:
+            assert await store.load(name) is None
+        listing_gate.set()
+        assert await listing == []
+        assert [name for name in ids if await store.touch(name)] == []
+    assert storage.records == {}
+
+
 async def test_many_accounts_without_a_record_are_read_once_each(clock: WallClock) -> None:
     """More than are remembered: one that is forgotten makes nobody read again."""
     # promise 3

@@ -7,6 +7,7 @@ reported by `flush`, tried again with back-off, and written as soon as it can be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import WallClock
 from crash import a_state
+from faults import FaultyStorage
 
 from qqbot_session import (
     AsyncSessionStore,
@@ -215,6 +217,26 @@ async def test_a_storage_that_cancels_whoever_writes_is_not_asked_without_end() 
     assert last_seq(storage) == 1
     assert await ends(store.aclose())
     assert our_tasks() == []
+
+
+@pytest.mark.parametrize("times", [29, 30, 31])
+async def test_cancelling_all_that_writes_again_and_again_fails_nobody_who_comes_after(
+    times: int,
+) -> None:
+    # promises 5, 9
+    storage = FaultyStorage()
+    storage.gate.clear()
+    store = AsyncSessionStore(storage)
+    await note(store, 1)
+    for turn in range(times):
+        await asyncio.sleep(0.001)
+        if turn == 20:
+            await note(store, 1, "other")
+        with contextlib.suppress(asyncio.CancelledError):
+            await cancelling_all_that_write()
+    storage.gate.set()
+    assert await ends(store.aclose())
+    assert (last_seq(storage), last_seq(storage, "other")) == (1, 1)
 
 
 @each(STRANGE)
