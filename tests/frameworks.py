@@ -85,8 +85,9 @@ def _interpreter(least: tuple[int, int]) -> str:
     if sys.version_info[:2] >= least:
         return sys.executable
     for minor in range(least[1], least[1] + 3):
-        if found := shutil.which(f"python{least[0]}.{minor}"):
-            return found
+        found = shutil.which(f"python{least[0]}.{minor}")
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found  # and no stand-in of a version manager's
     raise LookupError(f"no Python {least[0]}.{least[1]} or later on the PATH")
 
 
