@@ -21,7 +21,7 @@ from qqbot_session import (
     SessionWriteError,
     WrongEventLoopError,
 )
-from qqbot_session.state import decode, encode
+from qqbot_session.state import ResumableState, decode, encode
 from qqbot_session.storages.base import NotRegularError
 
 
@@ -284,22 +284,30 @@ async def test_a_listing_that_fails_for_a_moment_is_tried_again(
     assert [state.account_id for state in await store.load_all()] == ["bot"]
 
 
+async def held_listing(
+    store: AsyncSessionStore, storage: FaultyStorage
+) -> tuple[asyncio.Task[list[ResumableState]], asyncio.Event]:
+    """Begin a listing that has looked, and does not return before its gate is set."""
+    gate, others = asyncio.Event(), storage.read_gate
+    storage.read_gate = gate
+    listing = asyncio.create_task(store.load_all())
+    await asyncio.sleep(0.1)
+    storage.read_gate = others
+    return listing, gate
+
+
 async def test_of_two_listings_at_once_the_later_tells_what_it_found(clock: WallClock) -> None:
     # promise 3
     storage = FaultyStorage({"bot": encode(a_state(last_seq=1), saved_at=clock())})
     storage.records["gone"] = encode(a_state("gone"), saved_at=clock())
     async with AsyncSessionStore(storage, clock=clock) as store:
-        storage.read_gate.clear()
-        earlier = asyncio.create_task(store.load_all())
-        await asyncio.sleep(0.1)
-        first_gate, storage.read_gate = storage.read_gate, asyncio.Event()
+        earlier, earlier_gate = await held_listing(store, storage)
         storage.records["bot"] = encode(a_state(last_seq=2), saved_at=clock())  # another process
         del storage.records["gone"]
-        later = asyncio.create_task(store.load_all())
-        await asyncio.sleep(0.1)
-        first_gate.set()
+        later, later_gate = await held_listing(store, storage)
+        earlier_gate.set()
         assert len(await earlier) == 2
-        storage.read_gate.set()
+        later_gate.set()
         assert [state.last_seq for state in await later] == [2]
         assert await store.touch("bot")
     assert decode(storage.records["bot"]).last_seq == 2
@@ -309,15 +317,11 @@ async def test_what_a_listing_cannot_read_again_is_listed_as_it_is_known(clock: 
     # promise 10
     storage = FaultyStorage({"bot": encode(a_state(last_seq=1), saved_at=clock())})
     async with AsyncSessionStore(storage, clock=clock) as store:
-        open_gate, storage.read_gate = storage.read_gate, asyncio.Event()
-        listing_gate = storage.read_gate
-        listing = asyncio.create_task(store.load_all())
-        await asyncio.sleep(0.1)
-        storage.read_gate = open_gate
+        listing, gate = await held_listing(store, storage)
         storage.records["bot"] = encode(a_state(last_seq=2), saved_at=clock())  # another process
         assert await store.load("bot") is not None
         storage.unreadable = True
-        listing_gate.set()
+        gate.set()
         assert [state.last_seq for state in await listing] == [2]
 
 
@@ -330,14 +334,10 @@ async def test_a_listing_brings_nothing_back_that_was_removed_and_forgotten(
     expired = {name: encode(a_state(name), saved_at=clock() - 1000) for name in ids}
     storage = FaultyStorage(expired)
     async with AsyncSessionStore(storage, clock=clock) as store:
-        open_gate, storage.read_gate = storage.read_gate, asyncio.Event()
-        listing_gate = storage.read_gate
-        listing = asyncio.create_task(store.load_all())
-        await asyncio.sleep(0.1)
-        storage.read_gate = open_gate
+        listing, gate = await held_listing(store, storage)
         for name in ids:
             assert await store.load(name) is None
-        listing_gate.set()
+        gate.set()
         assert await listing == []
         assert [name for name in ids if await store.touch(name)] == []
     assert storage.records == {}
