@@ -242,8 +242,7 @@ class Ledger:
 
     def take(self, account: Account, now: float) -> bytes | None:
         """Encode what is to be written; a retry without a change keeps its first stamp."""
-        if account.mark is not None:
-            account.ask()
+        account.ask()
         self._settle(account)
         stamp = now if account.changed else account.stamp
         data = None if account.state is None else encode(account.state, account.last_seq, stamp)

@@ -594,8 +594,7 @@ class AsyncSessionStore:
                 return False
             if account.turned:  # the number was an earlier session's
                 last_seq = 0
-        if account.mark is not None:
-            account.ask()
+        account.ask()
         if not account.has_session or account.last_seq is None:
             return False
         self._change(account, account.state, max(account.last_seq, last_seq))
