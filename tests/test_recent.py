@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qqbot_session.recent import MAX_REMEMBERED, RecentEvents
+from qqbot_session.gateway.recent import MAX_REMEMBERED, RecentEvents
 
 
 def restored(recent: RecentEvents, limit: int) -> RecentEvents:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qqbot_session.watermark import MAX_RUNS, MAX_STORED_RUNS, Watermark
+from qqbot_session.gateway.watermark import MAX_RUNS, MAX_STORED_RUNS, Watermark
 
 
 def receive_all(mark: Watermark, seqs: Iterable[int]) -> list[bool]:

@@ -30,7 +30,7 @@ from heapq import heappop, heappush
 from itertools import count, islice
 from math import ceil, inf
 
-from .state import MAX_INTEGER
+from ..state import MAX_INTEGER
 
 MAX_RUNS = 4096
 """Runs of settled numbers remembered in memory, at least; the lowest are forgotten first."""

@@ -42,8 +42,18 @@ from enum import Enum
 from itertools import count
 from typing import Any, Literal
 
+from ..errors import GatewayProtocolError
+from ..state import (
+    MAX_EXTRA_BYTES,
+    MAX_INTEGER,
+    MAX_SECONDS,
+    SessionState,
+    check_app_id,
+    check_intents,
+    check_shard,
+    strict_json,
+)
 from .closes import CLOSE_RULES, IGNORE, NO_VERDICT, CloseRule, Next, Pace
-from .errors import GatewayProtocolError
 from .events import (
     Dispatch,
     Event,
@@ -58,37 +68,7 @@ from .events import (
     Unknown,
 )
 from .recent import MAX_REMEMBERED, RecentEvents
-from .state import (
-    MAX_EXTRA_BYTES,
-    MAX_INTEGER,
-    MAX_SECONDS,
-    SessionState,
-    check_app_id,
-    check_intents,
-    check_shard,
-    strict_json,
-)
 from .watermark import Watermark, check_limit
-
-__all__ = [
-    "CLOSE_RULES",
-    "MAX_REMEMBERED",
-    "CloseRule",
-    "Connection",
-    "Dispatch",
-    "Event",
-    "GatewaySession",
-    "HeartbeatAck",
-    "HeartbeatRequest",
-    "Hello",
-    "InvalidSession",
-    "Next",
-    "Ready",
-    "Reconnect",
-    "Resumed",
-    "Stale",
-    "Unknown",
-]
 
 _MAX_SESSION_ID = 512  # characters; the gateway's are UUIDs
 _MAX_FRAME = 4 * 2**20  # characters or bytes; our choice, aiohttp's default

@@ -1,0 +1,42 @@
+"""QQ's gateway protocol for any WebSocket library: pure, no socket, clock, task or log.
+
+`GatewaySession` is what one bot, or one shard of it, knows about its session; `Connection` is one
+socket's part of it; the events say what a frame means, and `CLOSE_RULES` what a close means.
+"""
+
+from .closes import CLOSE_RULES, CloseRule, Next
+from .events import (
+    Dispatch,
+    Event,
+    HeartbeatAck,
+    HeartbeatRequest,
+    Hello,
+    InvalidSession,
+    Ready,
+    Reconnect,
+    Resumed,
+    Stale,
+    Unknown,
+)
+from .recent import MAX_REMEMBERED
+from .session import Connection, GatewaySession
+
+__all__ = [
+    "CLOSE_RULES",
+    "MAX_REMEMBERED",
+    "CloseRule",
+    "Connection",
+    "Dispatch",
+    "Event",
+    "GatewaySession",
+    "HeartbeatAck",
+    "HeartbeatRequest",
+    "Hello",
+    "InvalidSession",
+    "Next",
+    "Ready",
+    "Reconnect",
+    "Resumed",
+    "Stale",
+    "Unknown",
+]
