@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 from misfortunes import MISFORTUNES
 
-from qqbot_session import AsyncSessionStore, gateway
-from qqbot_session.gateway import CLOSE_RULES, Dispatch
+from qqbot_session import AsyncSessionStore
+from qqbot_session.gateway import CLOSE_RULES, Dispatch, connection
 from qqbot_session.shard import open_gateway
 from qqbot_session.testing import LocalGateway
 
@@ -219,7 +219,7 @@ async def test_the_own_loop_loses_nothing_and_handles_nothing_twice(
     strike: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promises 16, 18 and 21
-    monkeypatch.setattr(gateway, "_PATIENCE", 0.5)
+    monkeypatch.setattr(connection, "_PATIENCE", 0.5)
     async with LocalGateway(heartbeat_interval=0.3) as qq:
         bot = OwnBot(qq)
         running = asyncio.create_task(bot.run(tmp_path))

@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 from misfortunes import MISFORTUNES
 
-from qqbot_session import AsyncSessionStore, MemoryStorage, gateway, shard
-from qqbot_session.gateway import Dispatch
+from qqbot_session import AsyncSessionStore, MemoryStorage, shard
+from qqbot_session.gateway import Dispatch, connection
 from qqbot_session.integrations import aiohttp as aiohttp_socket
 from qqbot_session.integrations import websockets as websockets_socket
 from qqbot_session.shard import ShardRunner, Socket, open_gateway
@@ -50,7 +50,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(shard, "_pause", pause)
     monkeypatch.setattr(shard, "_GOODBYE", 0.2)
-    monkeypatch.setattr(gateway, "_PATIENCE", 0.5)
+    monkeypatch.setattr(connection, "_PATIENCE", 0.5)
 
 
 async def a_token(qq: LocalGateway) -> str:

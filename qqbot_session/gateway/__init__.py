@@ -5,6 +5,7 @@ socket's part of it; the events say what a frame means, and `CLOSE_RULES` what a
 """
 
 from .closes import CLOSE_RULES, CloseRule, Next
+from .connection import Connection
 from .events import (
     Dispatch,
     Event,
@@ -19,7 +20,7 @@ from .events import (
     Unknown,
 )
 from .recent import MAX_REMEMBERED
-from .session import Connection, GatewaySession
+from .session import GatewaySession
 
 __all__ = [
     "CLOSE_RULES",

@@ -9,13 +9,10 @@ Rules:
 * Every `now` is seconds since the epoch, because ages outlive the process; but from a clock that
   nobody sets, such as `time.time()` taken once per line plus what `time.monotonic()` has gone
   since, so that a step of the wall clock is no dead line, and lets no event go (promise 11).
-* A frame is checked in full before anything changes: after `GatewayProtocolError` everything
-  is as it was, and the socket may be read on (promise 19).
 * What is stored is the number up to which everything is handled; heartbeats report the highest
   number received (promise 18).
 * A session ends only when the gateway says so, its Resumes went unanswered, or it is too old.
 * Policy is a table: `CLOSE_RULES`.
-* The token is kept from `opened` until it is in the handshake, and shown nowhere.
 
 One `Connection` per socket, made by `GatewaySession.connect` just before the socket is. Once a
 newer one is made, or it was closed, the older one changes nothing any more: what it receives is
@@ -32,17 +29,14 @@ opcode.md and error-trace/websocket.md. What no document says is marked "our cho
 
 from __future__ import annotations
 
-import json
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from enum import Enum
 from itertools import count
 from typing import Any, Literal
 
-from ..errors import GatewayProtocolError
 from ..state import (
     MAX_EXTRA_BYTES,
     MAX_INTEGER,
@@ -51,337 +45,19 @@ from ..state import (
     check_app_id,
     check_intents,
     check_shard,
-    strict_json,
 )
-from .closes import CLOSE_RULES, IGNORE, NO_VERDICT, CloseRule, Next, Pace
-from .events import (
-    Dispatch,
-    Event,
-    HeartbeatAck,
-    HeartbeatRequest,
-    Hello,
-    InvalidSession,
-    Ready,
-    Reconnect,
-    Resumed,
-    Stale,
-    Unknown,
-)
+from .closes import CLOSE_RULES, NO_VERDICT, CloseRule, Next, Pace
+from .connection import MAX_SESSION_ID, Connection, Phase
+from .events import Dispatch
 from .recent import MAX_REMEMBERED, RecentEvents
 from .watermark import Watermark, check_limit
 
-_MAX_SESSION_ID = 512  # characters; the gateway's are UUIDs
-_MAX_FRAME = 4 * 2**20  # characters or bytes; our choice, aiohttp's default
-_CLOSE_CODE = 4000  # our choice: 1000 and 1001 might end the session
-_PATIENCE = 20.0  # seconds for Hello, then for READY or RESUMED after each event; our choice
-_LATE = 1.0  # seconds; a timer that fires later judges nothing, and is asked again as much later
 _REFUSALS = 3  # Identifies in a row answered with op 9, then it stops; our choice
 _SETTLED_ABOVE = "settledAbove"  # fields of ours in `SessionState.extra`
 _HELD_SECONDS = "heldSeconds"
 _RECENT_EVENTS = "recentEvents"
 
 _generations = count(1)
-
-
-class _Phase(Enum):
-    OPENED = "opened"
-    IDENTIFYING = "identifying"
-    RESUMING = "resuming"
-    RUNNING = "running"
-    REFUSED = "refused"
-
-
-_RESUMING = _Phase.RESUMING  # looked up for every event
-
-
-class Connection:
-    """One socket's part of a `GatewaySession`; `GatewaySession.connect` makes it.
-
-    A loop for any WebSocket library::
-
-        connection = gateway.connect()
-        # open the socket, then
-        connection.opened(token, now())
-        while connection.close_with is None:
-            # send each of connection.frames_to_send(), in order;
-            # wait for a frame until connection.get_timer(), then
-            connection.handle_timer(now())  # if none came
-            event = connection.receive(frame, now())  # if one came
-            # start what handles a Dispatch that is not already_handled;
-            # store.record(gateway)
-        # close the socket with close_with, if it is still open
-        rule = connection.closed(code)
-    """
-
-    __slots__ = (
-        "_beat_at",
-        "_close_with",
-        "_deadline",
-        "_gateway",
-        "_interval",
-        "_outbox",
-        "_phase",
-        "_token",
-        "_unanswered",
-    )
-
-    def __init__(self, gateway: GatewaySession) -> None:
-        self._gateway = gateway
-        self._phase = _Phase.OPENED
-        self._token: str | None = None  # until it is in the handshake
-        self._interval: float | None = None  # seconds between heartbeats, once Hello has come
-        self._deadline: float | None = None  # for Hello, then for READY or RESUMED
-        self._beat_at: float | None = None  # when the next heartbeat is due
-        self._unanswered = False  # whether a heartbeat waits for its acknowledgement
-        self._outbox: list[str] = []
-        self._close_with: int | None = None
-
-    def __repr__(self) -> str:
-        return f"<Connection phase={self._phase.value} stale={self.stale}>"
-
-    @property
-    def stale(self) -> bool:
-        """Whether the connection was replaced by a newer one, or closed."""
-        return self._gateway._connection is not self
-
-    @property
-    def close_with(self) -> int | None:
-        """The code to close the socket with, now; `None` = go on."""
-        return _CLOSE_CODE if self.stale else self._close_with
-
-    def opened(self, token: str, now: float) -> None:
-        """Note that the socket is open: from here on there are frames to send, and a timer.
-
-        Args:
-            token: the access token, with or without `QQBot ` before it. It is dropped as soon as
-                the handshake holds it.
-            now: seconds since the epoch.
-        """
-        _check_now(now)
-        bearer = _bearer(token)
-        if self.stale or self._phase is not _Phase.OPENED:
-            return
-        self._gateway._now = now
-        self._token = bearer
-        self._deadline = now + _PATIENCE
-        if self._interval is not None:  # Hello was read before
-            self._shake_hands(now)
-
-    def frames_to_send(self) -> list[str]:
-        """Return what is to be sent now, in order; each frame is returned once."""
-        frames, self._outbox = self._outbox, []
-        return frames
-
-    def get_timer(self) -> float | None:
-        """Return when to call `handle_timer`, in seconds since the epoch; `None` = never.
-
-        It may change with every other call.
-        """
-        if self._deadline is None or self._beat_at is None:
-            return self._beat_at if self._deadline is None else self._deadline
-        return min(self._deadline, self._beat_at)
-
-    def handle_timer(self, now: float) -> None:
-        """Do what is due: beat, or give a dead or silent line up. Too early does no harm.
-
-        What fires more than a second late judges nothing, and asks again a second later: the
-        process was held up, and what it waits for may lie unread in the socket.
-
-        Args:
-            now: seconds since the epoch.
-        """
-        _check_now(now)
-        if self.stale:
-            return
-        self._gateway._now = now
-        if self._deadline is not None and now >= self._deadline:
-            self._deadline = self._give_up(self._deadline, now)
-        if self._beat_at is not None and now >= self._beat_at:
-            if self._unanswered:
-                self._beat_at = self._give_up(self._beat_at, now)
-            else:
-                self._beat(now)
-
-    def receive(self, frame: str | bytes | Mapping[str, Any], now: float) -> Event:
-        """Take one frame and say what it means.
-
-        Also lets go what has been held too long (`released` of the event); heartbeat
-        acknowledgements see to it that this happens on a quiet line, too.
-
-        Args:
-            frame: as the socket gave it, or decoded.
-            now: seconds since the epoch.
-
-        Raises:
-            GatewayProtocolError: the frame has not the documented shape. Nothing has changed.
-        """
-        if type(now) is not float or not 0.0 <= now <= MAX_SECONDS:
-            _check_now(now)
-        gateway = self._gateway
-        if gateway._connection is not self:
-            return Stale()
-        payload = frame if type(frame) is dict else _decode(frame)
-        op = payload.get("op")
-        if type(op) is not int and (not isinstance(op, int) or isinstance(op, bool)):
-            raise GatewayProtocolError(f"op must be an integer, not {_short(op)}")
-        rule = _OPERATIONS.get(op)
-        event = Unknown(op, payload) if rule is None else rule(self, payload, now)
-        gateway._now = now
-        if released := gateway._watermark.release(now):
-            event.released = released
-        return event
-
-    def closed(self, code: int | None) -> CloseRule:
-        """Say what follows from the end of this connection, and end it.
-
-        Call it for every end: a close by either side, a broken line, a socket that never opened.
-        The rule is the table's row with what else is known put in. `next` is IDENTIFY instead of
-        RESUME if there is nothing to resume or it was tried too often, and STOP after the third
-        Identify in a row that was answered with op 9, which means bad intents, token or limits.
-        `wait` grows up to 60 s until a line has lived: a heartbeat was acknowledged after READY
-        or RESUMED. It is at least 60 s after a token was refused twice in a row, or after op 9
-        upon an Identify, for which the token is refreshed. Before an Identify it is at least 5 s
-        (the gateway's `max_concurrency` is per 5 s), and as long as the Identify budget of this
-        `GatewaySession` demands: 20 at once, then one per 500 s. All waits are our choice.
-
-        Args:
-            code: the close code, `None` if there was no close frame.
-        """
-        if code is not None and (not isinstance(code, int) or isinstance(code, bool)):
-            raise TypeError(f"code must be an int or None, not {code!r}")
-        if self.stale:
-            return IGNORE
-        self._token = None
-        self._outbox.clear()
-        return self._gateway._judge(code, self._phase)
-
-    def abandoned(self) -> None:
-        """End the connection for a reason of our own, such as the end of the process.
-
-        In place of `closed`, when nothing follows: a Resume that had no answer yet says nothing
-        of the session then, and is not counted.
-        """
-        if not self.stale:
-            self._token = None
-            self._outbox.clear()
-            self._gateway._abandon(self._phase)
-
-    def _give_up(self, due: float, now: float) -> float:
-        """Close the line, unless this comes late; return when to ask again."""
-        if now - due <= _LATE:
-            self._close_with = _CLOSE_CODE
-            return due
-        return now + _LATE
-
-    def _shake_hands(self, now: float) -> None:
-        """Write Resume if there is something to resume, else Identify.
-
-        Resume needs the token's prefix as Identify does, which is what all clients but botgo send.
-        """
-        gateway, token, self._token = self._gateway, self._token, None
-        if (resume := gateway._resume_data(now)) is not None:
-            self._phase = _Phase.RESUMING
-            self._send(6, {"token": token, **resume})
-        elif gateway._pace.may_identify(now):
-            self._phase = _Phase.IDENTIFYING
-            self._send(2, {"token": token, **gateway._identify_data()})
-        else:  # who waited as long as `closed` said does not come here
-            self._close_with = _CLOSE_CODE
-            return
-        self._deadline = now + _PATIENCE
-        self._beat_at = now + (self._interval or _PATIENCE)  # should the replay take that long
-
-    def _send(self, op: int, data: object) -> None:
-        self._outbox.append(json.dumps({"op": op, "d": data}))
-
-    def _beat(self, now: float) -> None:
-        self._send(1, self._gateway.received)
-        self._unanswered = True
-        self._beat_at = now + (self._interval or _PATIENCE)
-
-    def _run(self, now: float) -> None:
-        """The session stands: a heartbeat goes out at once, unless one is on its way."""
-        waited = self._deadline is not None and self._close_with is None
-        self._phase, self._deadline = _Phase.RUNNING, None
-        if waited and not self._unanswered:
-            self._beat(now)
-
-    def _on_hello(self, payload: Mapping[str, Any], now: float) -> Event:
-        data = payload.get("d")
-        value = data.get("heartbeat_interval") if isinstance(data, Mapping) else None
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise GatewayProtocolError(f"heartbeat_interval must be a number, not {_short(value)}")
-        if not 0 < value <= MAX_INTEGER:  # false for NaN too
-            raise GatewayProtocolError(f"heartbeat_interval is out of range: {_short(value)}")
-        self._interval = value / 1000
-        if self._token is not None:
-            self._shake_hands(now)
-        return Hello(self._interval)
-
-    def _on_dispatch(self, payload: Mapping[str, Any], now: float) -> Event:
-        seq, kind, event_id = payload.get("s"), payload.get("t"), payload.get("id")
-        if type(seq) is not int or not 0 <= seq <= MAX_INTEGER:
-            seq = _sequence_number(seq)
-        if type(kind) is not str:
-            kind = _text("t", kind) or ""
-        if type(event_id) is not str:
-            event_id = _text("id", event_id)
-        data = payload.get("d")
-        if kind == "READY":
-            return self._on_ready(data, seq, now)
-        if kind == "RESUMED":  # its `d` is an empty string
-            self._gateway._resumed(seq, now)
-            self._run(now)
-            return Resumed(seq)
-        replayed = self._phase is _RESUMING
-        event = self._gateway._dispatched(kind, seq, event_id, data, replayed)
-        if self._deadline is not None and self._phase is not _Phase.OPENED:
-            self._deadline = now + _PATIENCE
-        return event
-
-    def _on_ready(self, data: object, seq: int | None, now: float) -> Event:
-        if not isinstance(data, Mapping):
-            raise GatewayProtocolError(f"READY must carry an object, not {_short(data)}")
-        session_id = _session_id(data.get("session_id"))
-        self._gateway._begin(session_id, seq, now)
-        self._run(now)
-        return Ready(session_id, seq, data.get("user"))
-
-    def _on_invalid_session(self, payload: Mapping[str, Any], now: float) -> Event:
-        # What `d` means is not documented; clients read it as Discord's, and only `false` was seen.
-        resumable = payload.get("d") is True
-        if self._phase is _Phase.IDENTIFYING:
-            self._phase = _Phase.REFUSED
-        self._close_with = _CLOSE_CODE
-        if not resumable:
-            self._gateway._forget()
-        return InvalidSession(resumable)
-
-    def _on_reconnect(self, payload: Mapping[str, Any], now: float) -> Event:
-        self._close_with = _CLOSE_CODE
-        return Reconnect()
-
-    def _on_request(self, payload: Mapping[str, Any], now: float) -> Event:
-        if self._phase is not _Phase.OPENED:  # it may go unanswered, so it is no beat to wait for
-            self._send(1, self._gateway.received)
-        return HeartbeatRequest()
-
-    def _on_acknowledgement(self, payload: Mapping[str, Any], now: float) -> Event:
-        self._unanswered = False
-        if self._phase is _Phase.RUNNING:
-            self._gateway._pace.lived()
-        return HeartbeatAck()
-
-
-_OPERATIONS: Mapping[int, Callable[[Connection, Mapping[str, Any], float], Event]] = {
-    # interface-framework/opcode.md
-    0: Connection._on_dispatch,
-    1: Connection._on_request,  # the table allows it both ways
-    7: Connection._on_reconnect,
-    9: Connection._on_invalid_session,
-    10: Connection._on_hello,
-    11: Connection._on_acknowledgement,
-}
 
 
 class GatewaySession:
@@ -592,7 +268,7 @@ class GatewaySession:
         above, held = extra.pop(_SETTLED_ABOVE, None), extra.pop(_HELD_SECONDS, None)
         self._recent.restore(extra.pop(_RECENT_EVENTS, None))
         kept = replace(self._session, intent_level_index=record.intent_level_index, extra=extra)
-        if record.resumable and len(record.session_id or "") <= _MAX_SESSION_ID:
+        if record.resumable and len(record.session_id or "") <= MAX_SESSION_ID:
             self._watermark.restore(record.last_seq, above, held)
             kept = replace(
                 kept,
@@ -705,9 +381,9 @@ class GatewaySession:
         first = self._in_hand[name]
         return first != seq and self._watermark.is_open(first)
 
-    def _abandon(self, phase: _Phase) -> None:
+    def _abandon(self, phase: Phase) -> None:
         self._connection = None
-        if phase is _Phase.RESUMING:
+        if phase is Phase.RESUMING:
             self._take_back_resume()
 
     def _take_back_resume(self) -> None:
@@ -715,10 +391,10 @@ class GatewaySession:
         tries = max(0, self._session.failed_resumes - 1)
         self._session = replace(self._session, failed_resumes=tries)
 
-    def _judge(self, code: int | None, phase: _Phase) -> CloseRule:
+    def _judge(self, code: int | None, phase: Phase) -> CloseRule:
         """End the latest connection, which was in that phase."""
         rule = self._close_rules.get(code) or self._close_rules.get(None) or CLOSE_RULES[None]
-        refused = phase is _Phase.REFUSED
+        refused = phase is Phase.REFUSED
         self._connection = None
         self._refusals += refused
         if refused and self._refusals >= _REFUSALS and rule.next is not Next.STOP:
@@ -727,7 +403,7 @@ class GatewaySession:
             self._forget()
         if rule.next is Next.STOP:
             return rule
-        if phase is _Phase.RESUMING and code in NO_VERDICT:
+        if phase is Phase.RESUMING and code in NO_VERDICT:
             self._take_back_resume()
         identifies = rule.next is Next.IDENTIFY or not self.resumable
         wait = self._pace.wait(rule, identifies=identifies, refused=refused, now=self._now)
@@ -766,20 +442,6 @@ class _Handling(AbstractContextManager[None]):
 # Checks
 
 
-def _decode(frame: object) -> Mapping[str, Any]:
-    """Return the payload of a frame."""
-    if isinstance(frame, str | bytes):
-        if len(frame) > _MAX_FRAME:
-            raise GatewayProtocolError(f"a frame of {len(frame)} is longer than {_MAX_FRAME}")
-        try:
-            frame = strict_json.decode(frame if isinstance(frame, str) else frame.decode())
-        except (ValueError, RecursionError) as error:
-            raise GatewayProtocolError(f"a frame is not JSON: {type(error).__name__}") from None
-    if not isinstance(frame, Mapping):
-        raise GatewayProtocolError(f"a payload must be an object, not {_short(frame)}")
-    return frame
-
-
 def _refusal(intents: int) -> str:
     bits = " | ".join(f"1 << {bit}" for bit in range(intents.bit_length()) if intents >> bit & 1)
     return (
@@ -791,13 +453,6 @@ def _refusal(intents: int) -> str:
 def _check_failed(value: object) -> None:
     if value not in ("settle", "keep"):
         raise ValueError(f"failed must be 'settle' or 'keep', not {value!r}")
-
-
-def _check_now(now: object) -> None:
-    if not isinstance(now, int | float) or isinstance(now, bool):
-        raise TypeError(f"now must be seconds as a float, not {now!r}")
-    if not 0 <= now <= MAX_SECONDS:  # false for NaN too
-        raise ValueError(f"now must be seconds since the epoch, not {now!r}")
 
 
 def _check_rules(rules: object) -> None:
@@ -812,7 +467,7 @@ def _check_room(session: SessionState) -> None:
     """Raise `ValueError` unless every later state will fit in a record, whatever comes."""
     replace(
         session,
-        session_id="\U0010ffff" * _MAX_SESSION_ID,
+        session_id="\U0010ffff" * MAX_SESSION_ID,
         last_seq=MAX_INTEGER,
         last_connected_at=MAX_SECONDS,
         intent_level_index=MAX_INTEGER,
@@ -820,44 +475,3 @@ def _check_room(session: SessionState) -> None:
         failed_resumes=MAX_INTEGER,
         extra={"": "\ud800" + "x" * (MAX_EXTRA_BYTES - 32)},
     )
-
-
-def _bearer(token: object) -> str:
-    """Return the token with its prefix; an error never shows it."""
-    if not isinstance(token, str):
-        raise TypeError(f"token must be a str, not {type(token).__name__}")
-    if not token:
-        raise ValueError("token must not be empty: ''")
-    return token if token.startswith("QQBot ") else f"QQBot {token}"
-
-
-def _sequence_number(value: object) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise GatewayProtocolError(f"s must be an integer, not {_short(value)}")
-    if not 0 <= value <= MAX_INTEGER:
-        raise GatewayProtocolError(f"s must be from 0 to 2**53 - 1, not {_short(value)}")
-    return value
-
-
-def _text(name: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise GatewayProtocolError(f"{name} must be a string, not {_short(value)}")
-    return value
-
-
-def _session_id(value: object) -> str:
-    """Return it if a record can hold it."""
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_SESSION_ID:
-        raise GatewayProtocolError("READY must carry a session_id of 1 to 512 characters")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise GatewayProtocolError("READY's session_id has characters that no record can hold")
-    return value
-
-
-def _short(value: object) -> str:
-    """Describe what the gateway sent; its text is not shown whole, nor are huge integers."""
-    if isinstance(value, bool | float | None):
-        return repr(value)
-    return type(value).__name__

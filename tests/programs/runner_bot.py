@@ -25,9 +25,9 @@ from collections.abc import Callable
 
 import aiohttp
 
-from qqbot_session import AsyncSessionStore, gateway, shard
+from qqbot_session import AsyncSessionStore, shard
 from qqbot_session.bot import Bot, run_bot
-from qqbot_session.gateway import Dispatch
+from qqbot_session.gateway import Dispatch, connection
 from qqbot_session.integrations import aiohttp as on_aiohttp
 from qqbot_session.integrations import websockets as on_websockets
 from qqbot_session.shard import ShardRunner, Socket, open_gateway
@@ -187,7 +187,7 @@ def main() -> None:
     logging.getLogger("qqbot_session").setLevel(logging.INFO)
     logging.getLogger("qqbot_session").addHandler(Teller())
     shard._pause = scaled(options.scale)  # type: ignore[assignment]
-    gateway._PATIENCE = options.patience
+    connection._PATIENCE = options.patience
     if sys.stdin.readline():
         asyncio.run(live(options))
 
