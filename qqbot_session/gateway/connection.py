@@ -245,7 +245,7 @@ class Connection:
         if (resume := gateway._resume_data(now)) is not None:
             self._phase = Phase.RESUMING
             self._send(6, {"token": token, **resume})
-        elif gateway._pace.may_identify(now):
+        elif gateway._back_off.may_identify(now):
             self._phase = Phase.IDENTIFYING
             self._send(2, {"token": token, **gateway._identify_data()})
         else:  # who waited as long as `closed` said does not come here
@@ -332,7 +332,7 @@ class Connection:
     def _on_acknowledgement(self, payload: Mapping[str, Any], now: float) -> Event:
         self._unanswered = False
         if self._phase is Phase.RUNNING:
-            self._gateway._pace.lived()
+            self._gateway._back_off.lived()
         return HeartbeatAck()
 
 

@@ -46,7 +46,8 @@ from ..state import (
     check_intents,
     check_shard,
 )
-from .closes import CLOSE_RULES, NO_VERDICT, CloseRule, Next, Pace
+from .backoff import BackOff
+from .closes import CLOSE_RULES, NO_VERDICT, CloseRule, Next
 from .connection import MAX_SESSION_ID, Connection, Phase
 from .events import Dispatch
 from .recent import MAX_REMEMBERED, RecentEvents
@@ -141,7 +142,7 @@ class GatewaySession:
         self._earlier: deque[int] = deque(maxlen=32)  # the sessions before this one
         self._recent = RecentEvents(remember_events or 0)
         self._in_hand: dict[str, int] = {}  # number by name, of this session's unsettled events
-        self._pace = Pace(jitter)
+        self._back_off = BackOff(jitter)
         self._refusals = 0  # Identifies in a row answered with op 9
         self._now = 0.0  # seconds since the epoch, no later than it is
         self._connection: Connection | None = None
@@ -339,7 +340,7 @@ class GatewaySession:
         self._resumed(seq, now)
 
     def _resumed(self, seq: int | None, now: float) -> None:
-        self._pace.accepted()
+        self._back_off.accepted()
         if self._session.session_id is not None:
             self._session = replace(self._session, last_connected_at=now, failed_resumes=0)
         self._watermark.resumed(seq)
@@ -406,7 +407,7 @@ class GatewaySession:
         if phase is Phase.RESUMING and code in NO_VERDICT:
             self._take_back_resume()
         identifies = rule.next is Next.IDENTIFY or not self.resumable
-        wait = self._pace.wait(rule, identifies=identifies, refused=refused, now=self._now)
+        wait = self._back_off.wait(rule, identifies=identifies, refused=refused, now=self._now)
         self._now += wait  # at least that late it is when the next line opens
         self._watermark.wait(wait)
         return CloseRule(

@@ -1,0 +1,76 @@
+"""How long to wait before the next try.
+
+Rules:
+
+* The wait grows with every close until a line has lived. It is cut short by chance, so that the
+  bots of a fleet come back one by one; never below what a row of the table says.
+* The back-off spreads the tries. What bounds a day's Identifies is a budget of its own, whatever
+  lived between: QQ gives a bot a number of session starts a day (1000 in the docs' sample,
+  openapi/wss/shard_url_get.md), to be shared with whatever else runs as that bot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .closes import IDENTIFY_WAIT, CloseRule
+
+_REFUSED_WAIT = 60.0  # seconds; our choice, as long as the clients we read wait for a rate limit
+_BACK_OFF = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, by closes since a line lived
+_JITTER = 0.25  # the part of the back-off that chance may take away
+
+_IDENTIFIES = 20  # at once; our choice, as the time for one more
+_REFILL = 500.0  # seconds, so 193 on the worst day
+_EARLY = 1.0  # seconds that a caller may wake up before its time
+
+
+class BackOff:
+    """How long to wait before the next try.
+
+    Args:
+        jitter: returns a number from 0 to 1, such as `random.random`.
+    """
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._jitter = jitter
+        self._setbacks = 0  # closes since a line has lived
+        self._refused_tokens = 0  # closes with `refresh_token` since READY or RESUMED
+        self._full_at = 0.0  # when there will be `_IDENTIFIES` again
+
+    def accepted(self) -> None:
+        """READY or RESUMED came."""
+        self._refused_tokens = 0
+
+    def lived(self) -> None:
+        """A heartbeat was acknowledged after READY or RESUMED."""
+        self._setbacks = 0
+
+    def may_identify(self, now: float) -> bool:
+        """Whether the budget has an Identify left; if so, it has one less."""
+        if self._until_identify(now) > _EARLY:
+            return False
+        self._full_at = max(self._full_at, now) + _REFILL
+        return True
+
+    def wait(self, rule: CloseRule, *, identifies: bool, refused: bool, now: float) -> float:
+        """Count a close, and return the seconds to wait before the next try.
+
+        Args:
+            rule: the table's row.
+            identifies: whether an Identify comes next.
+            refused: whether this line's Identify was answered with op 9.
+            now: seconds, no later than it is.
+        """
+        back_off = _BACK_OFF[min(self._setbacks, len(_BACK_OFF) - 1)]
+        self._setbacks += 1
+        self._refused_tokens += rule.refresh_token
+        waits = [rule.wait, back_off * (1.0 - _JITTER * self._jitter())]
+        if refused or self._refused_tokens > 1:
+            waits.append(_REFUSED_WAIT)
+        if identifies:
+            waits += [IDENTIFY_WAIT, self._until_identify(now)]
+        return max(waits)
+
+    def _until_identify(self, now: float) -> float:
+        self._full_at = min(self._full_at, now + _IDENTIFIES * _REFILL)  # a clock was set back
+        return self._full_at - (_IDENTIFIES - 1) * _REFILL - now
