@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
+from qqbot_session import api as api_module
 from qqbot_session import bot as bot_module
 from qqbot_session import pace as pace_module
 from qqbot_session import shard as shard_module
@@ -38,7 +39,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(seconds / 50)
 
     monkeypatch.setattr(shard_module, "_pause", pause)
-    monkeypatch.setattr(bot_module, "_pause", pause)
+    monkeypatch.setattr(api_module, "_pause", pause)
     monkeypatch.setattr(pace_module, "_pause", pause)
 
 
@@ -203,7 +204,7 @@ async def test_an_error_that_is_no_json_is_one_too(qq: LocalGateway) -> None:
 async def test_a_call_whose_token_is_refused_is_made_again_with_a_fresh_one(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bot_module, "_JUST_FETCHED", 0.0)
+    monkeypatch.setattr(api_module, "_JUST_FETCHED", 0.0)
     async with running(qq):
         qq.revoke_tokens()
         await say(qq, "hello")
@@ -273,8 +274,8 @@ async def test_a_token_endpoint_that_fails_ends_nothing(
     trouble: Any, qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promise 20
-    monkeypatch.setattr(bot_module, "_TOKEN_WAIT", 0.1)
-    monkeypatch.setattr(bot_module, "_FIRST_BACK_OFF", 0.01)
+    monkeypatch.setattr(api_module, "_TOKEN_WAIT", 0.1)
+    monkeypatch.setattr(api_module, "_FIRST_BACK_OFF", 0.01)
     trouble(qq)
     async with running(qq):
         await say(qq, "hello")
@@ -289,14 +290,14 @@ async def test_a_token_endpoint_that_fails_ends_nothing(
 )
 def test_a_token_s_life_that_makes_no_sense_is_a_minute(told: object, seconds: float) -> None:
     # promise 20
-    assert bot_module._seconds(told) == seconds
+    assert api_module._seconds(told) == seconds
 
 
 async def test_a_token_that_cannot_be_renewed_serves_to_its_end(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bot_module, "_OLD_TOKEN", 7200.0)
-    monkeypatch.setattr(bot_module, "_FIRST_BACK_OFF", 60.0)
+    monkeypatch.setattr(api_module, "_OLD_TOKEN", 7200.0)
+    monkeypatch.setattr(api_module, "_FIRST_BACK_OFF", 60.0)
     qq.token_lifetime = 2.0  # so it is to be renewed after 1 s
     async with running(qq):
         qq.cut("POST", qq.TOKEN, times=None)
@@ -334,7 +335,7 @@ async def test_a_bot_with_a_session_resumes_though_the_address_cannot_be_asked_f
     trouble: Any, shards: int | None, qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promise 20
-    monkeypatch.setattr(bot_module, "_ASK_WAIT", 0.1)
+    monkeypatch.setattr(api_module, "_ASK_WAIT", 0.1)
     storage = MemoryStorage()
     async with running(qq, sessions=storage):
         await say(qq, "first")
@@ -362,7 +363,7 @@ async def test_a_bot_that_crashes_all_the_time_asks_no_more_often_than_it_may(
 async def test_a_bot_without_a_session_waits_until_it_may_ask(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bot_module, "_TOO_OFTEN_WAIT", 0.05)
+    monkeypatch.setattr(api_module, "_TOO_OFTEN_WAIT", 0.05)
     qq.rate_limit(3)
     async with running(qq):
         assert qq.requests[GATEWAY] == 4
