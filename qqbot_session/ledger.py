@@ -13,10 +13,9 @@ Rules:
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Protocol
 
-from .state import SessionState, encode
+from .state import SessionState, encode, known_valid
 
 _ABSENT = 1024  # accounts without a record that are remembered, so that nobody asks storage again
 
@@ -154,7 +153,7 @@ class Account:
         if self.state is None:
             return None
         stamp = now if self.changed else self.stamp
-        return replace(self.state, last_seq=self.last_seq, saved_at=stamp)
+        return known_valid(self.state, last_seq=self.last_seq, saved_at=round(stamp * 1000) / 1000)
 
 
 class Ledger:

@@ -29,6 +29,9 @@ from qqbot_session.state import (
     check_state,
     decode,
     encode,
+    extra_length,
+    known_valid,
+    read_only,
 )
 
 FULL = SessionState(
@@ -755,3 +758,32 @@ def test_the_reason_why_a_record_is_corrupt_does_not_hold_the_session_id(session
     with pytest.raises(InvalidRecordError) as caught:
         decode(b'{"accountId": "a", "sessionId": "%s"}' % session_id.encode())
     assert "secret" not in str(caught.value)
+
+
+@given(states, states)
+def test_what_is_known_to_be_valid_becomes_what_replace_makes_of_it(
+    state: SessionState, other: SessionState
+) -> None:
+    changes = {name: getattr(other, name) for name in SessionState.__slots__}
+    made = known_valid(state, **changes | {"account_id": state.account_id})
+    assert made == replace(other, account_id=state.account_id)
+    assert known_valid(state) == state
+    assert encode(made) == encode(replace(other, account_id=state.account_id))
+
+
+def test_an_extra_made_read_only_is_the_one_that_a_state_makes() -> None:
+    made = read_only({"é": "x", "n": (1, 2)})
+    assert made == SessionState(account_id="a", extra={"é": "x", "n": [1, 2]}).extra
+    with pytest.raises(TypeError):
+        made["é"] = "y"  # type: ignore[index]
+    assert read_only({}) is SessionState(account_id="a").extra
+
+
+@pytest.mark.parametrize("text", ["x", "é", "\ud800é"], ids=ascii)
+def test_the_length_of_an_extra_is_the_one_that_is_judged(text: str) -> None:
+    spare = MAX_EXTRA_BYTES - extra_length({"t": text})
+    fits = {"t": text + "x" * spare}
+    assert extra_length(fits) == MAX_EXTRA_BYTES
+    assert SessionState(account_id="a", extra=fits).extra == fits
+    with pytest.raises(ValueError, match="longer"):
+        SessionState(account_id="a", extra={"t": fits["t"] + "x"})
