@@ -11,10 +11,11 @@ from .errors import (
     StoreClosedError,
     WrongEventLoopError,
 )
+from .judging import LoadReason
 from .state import ResumableState, SessionState
 from .storages.base import LeasingStorage, MemoryStorage, Storage
 from .storages.files import FileStorage
-from .store import AsyncSessionStore, LoadDetails, LoadReason
+from .store import AsyncSessionStore, LoadDetails
 
 __all__ = [
     "AsyncSessionStore",

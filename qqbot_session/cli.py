@@ -32,13 +32,13 @@ import time
 import traceback
 import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, NoReturn
 
 from . import doctor
-from .errors import InvalidRecordError
-from .state import SessionState, decode
+from .judging import LoadReason, Verdict, account_of_key, inspect, judge, shown_key
+from .state import SessionState
 from .storages import Copied, FileStorage, Storage, copy, storage_of
 from .store import AsyncSessionStore
 
@@ -98,26 +98,22 @@ class Row:
         }
 
 
-def judge(account: str, data: bytes, *, now: float, max_age: float | None) -> Row:
-    """Say what a record is good for.
+def _judged(key: str, data: bytes, now: float, max_age: float | None) -> Row:
+    verdict = judge(inspect(account_of_key(key), data), now=now, max_age=max_age)
+    return _row(shown_key(key), verdict)
 
-    Args:
-        account: whose it should be.
-        now: seconds since the epoch.
-        max_age: seconds, `None` = a record never expires.
-    """
-    try:
-        state = decode(data)
-    except InvalidRecordError as error:
-        return Row(account, None, None, "corrupt", str(error))
-    age = now - state.saved_at
-    if not state.resumable:
-        missing = "number" if state.session_id else "session id"
-        return Row(state.account_id, state, age, "no session", f"no {missing}")
-    if max_age is not None and abs(age) > max_age:
-        limit = f"max {_duration(max_age)}" if age > 0 else "saved in the future"
-        return Row(state.account_id, state, age, "expired", limit)
-    return Row(state.account_id, state, age, "resumes")
+
+def _row(account: str, verdict: Verdict) -> Row:
+    state, status = verdict.state, _STATUS.get(verdict.reason, verdict.reason.value)
+    return Row(state.account_id if state else account, state, verdict.age, status, verdict.detail)
+
+
+_STATUS = {
+    LoadReason.RESUMABLE: "resumes",
+    LoadReason.OTHER_APP: "other",
+    LoadReason.OTHER_SHARD: "other",
+    LoadReason.OTHER_INTENTS: "other",
+}
 
 
 # Commands
@@ -150,7 +146,7 @@ async def _show(storage: Storage, options: argparse.Namespace) -> int:
     data = await storage.read(options.account)
     if data is None:
         return _absent(options)
-    row = judge(options.account, data, now=time.time(), max_age=options.max_age)
+    row = _judged(options.account, data, time.time(), options.max_age)
     if options.json:
         fields = row.fields(full=options.full)
         _print_json(fields | {"extra": _extra(row.state, full=options.full)})
@@ -186,66 +182,36 @@ async def _why(storage: Storage, options: argparse.Namespace) -> int:
 
 
 async def _explain(storage: Storage, options: argparse.Namespace) -> tuple[Row, str]:
-    """Return the account's row with a full sentence as its detail, and what to do about it."""
+    """Return the account's row, with all of the verdict as its detail, and what to do about it."""
     account = options.account
     try:
-        data = await storage.read(account)
+        found = inspect(account, await storage.read(account))
     except OSError as error:
-        return Row(account, None, None, "unreadable", f"its record cannot be read: {error}"), (
-            "Mend that first: the bot tries for two seconds and then Identifies."
-        )
-    if data is None:
-        return Row(account, None, None, "absent", "there is no record of it"), (
-            "`list --all` shows the ids that are there; a shard's looks like 102000000-0-1."
-        )
-    row = judge(account, data, now=time.time(), max_age=options.max_age)
-    state = row.state
-    if state is None:
-        return _because(row, "corrupt", f"its record is corrupt: {row.detail}"), (
-            "The next connection writes a good one; if it comes again, look at the disk."
-        )
-    if state.account_id != account:
-        return _because(row, "foreign", f"the record there is {state.account_id!r}'s"), (
-            "Somebody renamed or copied a record; `clear` the id it stands under."
-        )
-    if row.status == "no session":
-        return _because(row, "no session", f"its record has {row.detail}"), (
-            "The gateway ended that session, or never sent READY; the next READY brings another."
-        )
-    if row.status == "expired":
-        return _expired(row, options.max_age)
-    return _refused(row, state, options)
-
-
-def _expired(row: Row, max_age: float | None) -> tuple[Row, str]:
-    if row.age is not None and row.age < 0:
-        return _because(row, "expired", f"its record was saved {_age(-row.age)} in the future"), (
-            "A clock was wrong, on this machine or on the one that wrote it: use NTP."
-        )
-    limit = math.inf if max_age is None else max_age
-    detail = f"its record is expired, saved {row.age or 0:.0f} s ago, max {limit:.0f} s"
-    return _because(row, "expired", detail), (
-        "The bot was down, or wrote nothing, for that long. Restart it sooner, or give "
-        "AsyncSessionStore a longer max_age (the gateway may still refuse)."
-    )
-
-
-def _refused(row: Row, state: SessionState, options: argparse.Namespace) -> tuple[Row, str]:
-    """Judge what the bot would ask for besides the account."""
-    for name in ("app_id", "intents", "shard"):
-        asked, there = getattr(options, name), getattr(state, name)
-        if asked is not None and there is not None and asked != there:
-            return _because(row, "other", f"its record has {name} {there!r}, not {asked!r}"), (
-                "A session belongs to what it was identified with: this change costs one Identify."
-            )
-    if state.failed_resumes >= _MAX_RESUMES:
+        found = Verdict(LoadReason.UNREADABLE, str(error))
+    asked = {name: getattr(options, name) for name in ("app_id", "shard", "intents")}
+    verdict = judge(found, now=time.time(), max_age=options.max_age, asked=asked)
+    row = replace(_row(account, verdict), detail=verdict.words)
+    if row.age is not None and row.age < 0 and row.status == "expired":
+        return row, "A clock was wrong, on this machine or on the one that wrote it: use NTP."
+    state = verdict.state
+    if row.status == "resumes" and state is not None and state.failed_resumes >= _MAX_RESUMES:
         detail = f"its last {state.failed_resumes} Resumes were refused or left unanswered"
-        return _because(row, "refused", detail), "The gateway seems to have forgotten the session."
-    return row, ""
+        row = replace(row, status="refused", detail=detail)
+    return row, _ADVICE.get(row.status, "")
 
 
-def _because(row: Row, status: str, detail: str) -> Row:
-    return Row(row.account, row.state, row.age, status, detail)
+_ADVICE = {
+    "unreadable": "Mend that first: the bot tries for two seconds and then Identifies.",
+    "absent": "`list --all` shows the ids that are there; a shard's looks like 102000000-0-1.",
+    "corrupt": "The next connection writes a good one; if it comes again, look at the disk.",
+    "foreign": "Somebody renamed or copied a record; `clear` the id it stands under.",
+    "no session": "The gateway ended that session, or never sent READY; the next READY brings "
+    "another.",
+    "expired": "The bot was down, or wrote nothing, for that long. Restart it sooner, or give "
+    "AsyncSessionStore a longer max_age (the gateway may still refuse).",
+    "other": "A session belongs to what it was identified with: this change costs one Identify.",
+    "refused": "The gateway seems to have forgotten the session.",
+}
 
 
 async def _clear(storage: Storage, options: argparse.Namespace) -> int:
@@ -265,7 +231,7 @@ async def _clear(storage: Storage, options: argparse.Namespace) -> int:
             _say(f"{account}: no record")
             continue
         there.append(account)
-        row = judge(account, data, now=time.time(), max_age=None)
+        row = _judged(account, data, time.time(), None)
         if row.age is not None and 0 <= row.age < _RECENT:
             _say(f"{account}: written {_age(row.age)} ago, so a bot seems to run: it may come back")
     for start in range(0, len(there), _BATCH):
@@ -278,7 +244,7 @@ async def _clear(storage: Storage, options: argparse.Namespace) -> int:
 async def _clear_expired(storage: Storage, options: argparse.Namespace) -> int:
     expired = {}
     async for key, data in storage.scan():
-        row = judge(key, data, now=time.time(), max_age=options.max_age)
+        row = _judged(key, data, time.time(), options.max_age)
         if row.status == "expired":
             expired[key] = (row.account, data)
     if expired and not options.yes:
@@ -371,7 +337,7 @@ async def _rows(storage: Storage, max_age: float | None) -> AsyncIterator[Row]:
     """Yield a row for everything in the storage's records, and in the places of records."""
     now = time.time()
     async for key, data in storage.scan():
-        yield judge(doctor.shown_key(key), data, now=now, max_age=max_age)
+        yield _judged(key, data, now, max_age)
     if isinstance(storage, FileStorage):
         for name in doctor.irregular(storage.directory):
             yield Row(name, None, None, "not a file")

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import InvalidRecordError
-from .state import decode
+from .judging import LoadReason, account_of_key, inspect, judge, shown_key
 from .storages import FileStorage, Storage
 from .storages.files import LEFT_OVER
 
@@ -84,11 +83,6 @@ def path_of(storage: Storage) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def shown_key(key: str) -> str:
-    """Return what names a record of `scan` that has no account id: its key, fit to be shown."""
-    return key.lstrip("\0")
-
-
 def irregular(directory: str) -> list[str]:
     """Return the names in a record's place that are no regular files, in order."""
     try:
@@ -116,16 +110,13 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
     try:
         async for key, data in storage.scan():
             strangers.discard(shown_key(key))
-            try:
-                state = decode(data)
-            except InvalidRecordError:
+            verdict = judge(inspect(account_of_key(key), data), now=now, max_age=max_age)
+            if verdict.reason is LoadReason.CORRUPT:
                 corrupt.append(shown_key(key))
                 continue
-            age = now - state.saved_at
-            if age < -_SKEW:
-                future.append(state.account_id)
-            expired = max_age is not None and abs(age) > max_age
-            kinds["expired" if expired else "resumable" if state.resumable else "without one"] += 1
+            kinds[verdict.reason.value] += 1
+            if verdict.age is not None and verdict.age < -_SKEW:
+                future.append(shown_key(key) if verdict.state is None else verdict.state.account_id)
     except Exception as error:  # noqa: BLE001 - whatever a storage raises is the finding
         yield Finding("problem", "records", f"cannot be listed: {error}", "Bots will Identify.")
         return

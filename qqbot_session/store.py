@@ -21,13 +21,11 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from enum import Enum
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from .commit import GroupCommit, WriteDetails
 from .errors import (
-    InvalidRecordError,
     SessionWriteError,
     StoreClosedError,
     describe,
@@ -35,6 +33,15 @@ from .errors import (
     name_some,
 )
 from .guard import EXITS, Patience, begin, call_hook, guarded, read_clock, say
+from .judging import (
+    LoadReason,
+    Verdict,
+    account_of_key,
+    inspect,
+    is_expired,
+    judge,
+    shown_key,
+)
 from .lease import Lease, Leases
 from .ledger import Account, Ledger, Mark, Source, is_turn
 from .state import (
@@ -47,7 +54,6 @@ from .state import (
     check_last_seq,
     check_shard,
     check_state,
-    decode,
 )
 from .storages import Storage, storage_of
 from .storages.base import NotRegularError
@@ -62,27 +68,7 @@ _UNREADABLE = 1024  # accounts of which that is remembered
 _T = TypeVar("_T")
 
 
-class LoadReason(Enum):
-    """Why a `load` gave what it gave."""
-
-    RESUMABLE = "resumable"
-    ABSENT = "absent"
-    NO_SESSION = "no session"
-    EXPIRED = "expired"
-    OTHER_APP = "another app"
-    OTHER_SHARD = "another shard"
-    OTHER_INTENTS = "other intents"
-    CORRUPT = "corrupt"
-    FOREIGN = "foreign"
-    UNREADABLE = "unreadable"
-
-
 _ALARMING = (LoadReason.CORRUPT, LoadReason.FOREIGN, LoadReason.UNREADABLE)
-_ASKED = {
-    "app_id": LoadReason.OTHER_APP,
-    "shard": LoadReason.OTHER_SHARD,
-    "intents": LoadReason.OTHER_INTENTS,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,22 +87,6 @@ class LoadDetails:
     reason: LoadReason
     age: float | None
     state: SessionState | None
-
-
-@dataclass(slots=True)
-class _Found:
-    """What is known of an account after a look at storage.
-
-    Attributes:
-        data: the record, if it was read and learned.
-        reason: `RESUMABLE` for any state that is the account's; it is judged later.
-        words: what a log says of it.
-    """
-
-    state: SessionState | None = None
-    data: bytes | None = None
-    reason: LoadReason = LoadReason.ABSENT
-    words: str = "no record"
 
 
 class AsyncSessionStore:
@@ -379,14 +349,12 @@ class AsyncSessionStore:
         }
         _ = self._commit.running_loop()
         found = await self._newest(account_id)
-        now = self._now()
-        reason, words = self._judge(found, asked, now)
-        state = found.state
-        age = None if state is None or now is None else now - state.saved_at
+        verdict = judge(found, now=self._now(), max_age=self._max_age, asked=asked)
         if not self._closed:
-            await self._heed(account_id, found, reason)
-        self._tell(LoadDetails(account_id=account_id, reason=reason, age=age, state=state), words)
-        return cast(ResumableState, state) if reason is LoadReason.RESUMABLE else None
+            await self._heed(account_id, verdict)
+        self._tell(account_id, verdict)
+        resumable = verdict.reason is LoadReason.RESUMABLE
+        return cast(ResumableState, verdict.state) if resumable else None
 
     async def load_all(self, *, include_expired: bool = False) -> list[ResumableState]:
         """Return every session that can be resumed, in the order of their account ids.
@@ -408,7 +376,7 @@ class AsyncSessionStore:
                 state = found[account_id]
                 if state is None or not state.resumable:
                     continue
-                if include_expired or not self._is_expired(state, now):
+                if include_expired or not is_expired(state, now, self._max_age):
                     sessions.append(cast(ResumableState, state))
         return sessions
 
@@ -602,7 +570,7 @@ class AsyncSessionStore:
 
     # Reading
 
-    async def _newest(self, account_id: str) -> _Found:
+    async def _newest(self, account_id: str) -> Verdict:
         """Return the newest state of the account, from memory if it is not on storage yet."""
         while True:
             account = self._ledger.accounts.get(account_id)
@@ -613,7 +581,7 @@ class AsyncSessionStore:
                 data = await self._patiently(lambda: self._read(account_id), account_id)
             except Exception as error:  # noqa: BLE001 - promise 10
                 return self._unread(account_id, error)
-            found = _inspect(account_id, data)
+            found = inspect(account_id, data)
             if self._closed or self._ledger.learn(account_id, found.state, began):
                 return found
 
@@ -623,12 +591,14 @@ class AsyncSessionStore:
             raise TypeError(f"read answered {type(data).__name__}, not bytes")
         return data
 
-    def _remembered(self, account: Account, words: str = "cleared") -> _Found:
+    def _remembered(self, account: Account) -> Verdict:
         now = self._now()
         state = account.newest(account.stamp if now is None else now)
-        return _Found(words=words) if state is None else _Found(state, reason=LoadReason.RESUMABLE)
+        if state is None:
+            return Verdict(LoadReason.ABSENT, "cleared")
+        return Verdict(LoadReason.RESUMABLE, state=state)
 
-    def _unread(self, account_id: str, error: Exception) -> _Found:
+    def _unread(self, account_id: str, error: Exception) -> Verdict:
         """Answer with what this store wrote, or else with nothing, and know nothing."""
         account = self._ledger.accounts.get(account_id)
         if account is not None and (account.unsaved or account.is_ours):
@@ -638,7 +608,7 @@ class AsyncSessionStore:
             return self._remembered(account)
         if not self._closed:
             self._ledger.forget(account_id)
-        return _Found(reason=LoadReason.UNREADABLE, words=f"unreadable: {describe(error)}")
+        return Verdict(LoadReason.UNREADABLE, describe(error))
 
     async def _patiently(self, read: Callable[[], Awaitable[_T]], account_id: str = "") -> _T:
         """Read, and try again if that fails; but not while reads go on failing."""
@@ -705,10 +675,10 @@ class AsyncSessionStore:
         async for key, data in self._storage.scan():
             if self._closed:
                 return
-            record = _inspect(_vouched(key), data)
+            record = inspect(account_of_key(key), data)
             state = record.state
             if state is None:
-                say(logging.WARNING, "%s: %s", name_one(key.strip("\0")), record.words)
+                say(logging.WARNING, "%s: %s", name_one(shown_key(key)), record.words)
             elif state.account_id in found:  # the original's record beside ours
                 unsure.add(state.account_id)
             else:
@@ -716,59 +686,46 @@ class AsyncSessionStore:
 
     # Judging
 
-    def _judge(
-        self, found: _Found, asked: dict[str, object], now: float | None
-    ) -> tuple[LoadReason, str]:
-        """Return whether what was found is to be resumed, and what a log says if it is not."""
-        state = found.state
-        if state is None:
-            return found.reason, found.words
-        old = _age_in_words(None if now is None else now - state.saved_at)
-        for name, value in asked.items():
-            held = getattr(state, name)
-            if value is not None and held not in (None, value):
-                reason = _ASKED[name]
-                return reason, f"{reason.value}, {old}, asked for {value!r}, found {held!r}"
-        if self._is_expired(state, now):
-            return LoadReason.EXPIRED, f"expired, {old}, max_age {self._max_age:g} s"
-        if not state.resumable:
-            return LoadReason.NO_SESSION, f"no session in the record, {old}"
-        return LoadReason.RESUMABLE, ""
-
-    def _tell(self, details: LoadDetails, words: str) -> None:
+    def _tell(self, account_id: str, verdict: Verdict) -> None:
         """Say in one line why there is nothing to resume, and tell the hook in any case."""
-        if details.reason is not LoadReason.RESUMABLE:
+        reason, age = verdict.reason, verdict.age
+        if reason is not LoadReason.RESUMABLE:
             fields = {
-                "qqbot_account": details.account_id,
-                "qqbot_reason": details.reason.value,
-                "qqbot_age": details.age,
+                "qqbot_account": account_id,
+                "qqbot_reason": reason.value,
+                "qqbot_age": age,
             }
-            level = logging.WARNING if details.reason in _ALARMING else logging.INFO
-            say(level, "Identify %s: %s", name_one(details.account_id), words, extra=fields)
+            level = logging.WARNING if reason in _ALARMING else logging.INFO
+            say(level, "Identify %s: %s", name_one(account_id), verdict.words, extra=fields)
         if self._on_load is not None:
+            details = LoadDetails(
+                account_id=account_id, reason=reason, age=age, state=verdict.state
+            )
             call_hook("on_load", self._on_load, details)
 
-    async def _heed(self, account_id: str, found: _Found, reason: LoadReason) -> None:
+    async def _heed(self, account_id: str, verdict: Verdict) -> None:
         """Let the account have a session, or none any more, as `load` is about to answer."""
         account = self._ledger.accounts.get(account_id)
         if account is None:
             return  # unreadable, and so unknown
-        if reason is LoadReason.RESUMABLE:
+        if verdict.reason is LoadReason.RESUMABLE:
             account.denied = False
             return
         self._ledger.deny(account)
-        if reason is LoadReason.EXPIRED and account.unsaved:
+        if verdict.reason is not LoadReason.EXPIRED:
+            return
+        if account.unsaved:
             self._change(account, None, None)
-        elif reason is LoadReason.EXPIRED and found.data is not None:
+        elif verdict.data is not None:
             began = self._ledger.moment()
-            if await self._discard(account_id, found.data) and not self._closed:
+            if await self._discard(account_id, verdict.data) and not self._closed:
                 _ = self._ledger.learn(account_id, None, began)
 
     async def _discard(self, key: str, data: bytes) -> bool:
         try:
             return bool(await guarded(self._storage.discard, key, data))
         except Exception as error:  # noqa: BLE001 - promise 10
-            words = (name_one(key.strip("\0")), describe(error))
+            words = (name_one(shown_key(key)), describe(error))
             say(logging.WARNING, "cannot remove the record of %s: %s", *words)
             return False
 
@@ -781,19 +738,13 @@ class AsyncSessionStore:
         except BaseException:  # noqa: BLE001 - each write that needs it says so
             return None
 
-    def _is_expired(self, state: SessionState, now: float | None) -> bool:
-        """Judge the age; a stamp from as far in the future is as bad."""
-        if self._max_age is None or now is None:
-            return False
-        return abs(now - state.saved_at) > self._max_age
-
     def _is_garbage(self, key: str, data: bytes) -> bool:
-        found = _inspect(_vouched(key), data)
+        found = inspect(account_of_key(key), data)
         if found.state is None:
             return found.reason is LoadReason.CORRUPT
         account = self._ledger.accounts.get(found.state.account_id)
         is_unsaved = account is not None and account.unsaved
-        return not is_unsaved and self._is_expired(found.state, self._now())
+        return not is_unsaved and is_expired(found.state, self._now(), self._max_age)
 
 
 def _is_outdated(mark: Mark, gateway: Source) -> bool:
@@ -814,31 +765,6 @@ def _is_outdated(mark: Mark, gateway: Source) -> bool:
         name = name_one(gateway.account_id)
         say(logging.WARNING, "an older gateway session of %s is ignored", name)
     return True
-
-
-def _inspect(account_id: str | None, data: bytes | None) -> _Found:
-    """Say what a record is; `None` for the id of one that lies in the place its own id gives."""
-    if data is None:
-        return _Found()
-    try:
-        state = decode(data)
-    except InvalidRecordError as error:
-        return _Found(data=data, reason=LoadReason.CORRUPT, words=f"corrupt: {error}")
-    if account_id is not None and state.account_id != account_id:
-        words = f"foreign: the record is {name_one(state.account_id)}'s"
-        return _Found(data=data, reason=LoadReason.FOREIGN, words=words)
-    return _Found(state, data, LoadReason.RESUMABLE)
-
-
-def _vouched(key: str) -> str | None:
-    """Return the account id that a key of `scan` is; NUL opens a key that is none."""
-    return None if key.startswith("\0") else key
-
-
-def _age_in_words(age: float | None) -> str:
-    if age is None:
-        return "of unknown age"
-    return f"{age:.0f} s old" if age > -0.5 else f"{-age:.0f} s in the future"
 
 
 async def _in_pieces(items: list[_T]) -> AsyncIterator[list[_T]]:

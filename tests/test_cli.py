@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import logging
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +52,13 @@ class Result(NamedTuple):
 
 
 Run = Callable[..., Result]
+
+
+class KeepingStorage(FileStorage):
+    """Files that stay, whatever is judged of them."""
+
+    async def discard(self, key: str, expected: bytes) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -127,14 +137,14 @@ def test_a_session_id_is_shown_whole_only_when_asked_for(run: Run) -> None:
     ("arguments", "code", "words"),
     [
         (["shop-1"], 0, "would Resume: session 0123… from number 42"),
-        (["shop-1", "--intents", "1"], 1, "has intents 33554432, not 1"),
-        (["shop-2", "--shard", "1,2"], 1, "has shard (0, 1), not (1, 2)"),
+        (["shop-1", "--intents", "1"], 1, "other intents: asked for 1, found 33554432"),
+        (["shop-2", "--shard", "1,2"], 1, "another shard: asked for (1, 2), found (0, 1)"),
         (["shop-1", "--app-id", "1", "--shard", "0,1"], 0, "would Resume"),  # it records none
-        (["old"], 1, "expired, saved 90"),
+        (["old"], 1, "expired: saved 90"),
         (["old", "--max-age", "never"], 0, "never expires"),
         (["empty"], 1, "no session id"),
-        (["bad"], 1, "is corrupt"),
-        (["link"], 1, "cannot be read"),
+        (["bad"], 1, "corrupt: the record is not JSON"),
+        (["link"], 1, "unreadable: "),
         (["nobody"], 1, "no record"),
     ],
 )
@@ -146,16 +156,44 @@ def test_why_says_in_a_sentence_what_the_bot_would_do(
     assert result.code == code
 
 
-def test_why_agrees_with_load(run: Run, sessions: Path) -> None:
-    """What is told is what a bot would meet."""
+@pytest.mark.parametrize("saved_ago", [0, 900, -900], ids=["fresh", "expired", "future"])
+@pytest.mark.parametrize("session_id", ["0123456789", None], ids=["session", "none"])
+def test_why_tells_in_the_words_of_load_what_a_bot_would_meet(
+    directory: Path, capsys: pytest.CaptureFixture[str], session_id: str | None, saved_ago: int
+) -> None:
+    """Whatever is wrong with the record besides, and whatever else is asked for."""
+    state = SessionState(account_id="a", session_id=session_id, last_seq=1, app_id="1", intents=3)
+    write(directory, [state], ago=saved_ago)
+    (directory / "session-b.json").write_bytes((directory / "session-a.json").read_bytes())
+    (directory / "session-c.json").write_bytes(b"[]")
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("qqbot_session")
 
-    async def load(account: str) -> bool:
-        async with AsyncSessionStore(str(sessions)) as store:
-            return await store.load(account) is not None
+    async def load(account: str, **asked: Any) -> bool:
+        storage = KeepingStorage(directory)
+        async with AsyncSessionStore(storage) as store:
+            found = await store.load(account, **asked)
+        await storage.aclose()
+        return found is not None
 
-    for account in ("shop-1", "shop-2", "old", "empty", "bad", "nobody"):
-        told = run("why", account).code == 0
-        assert told is asyncio.run(load(account)), account
+    asked_for = itertools.product([None, "1", "2"], [None, 3, 4], "abcd")
+    for app_id, intents, account in asked_for:
+        asked = {"app_id": app_id, "intents": intents}
+        options = [f"--{k.replace('_', '-')}={v}" for k, v in asked.items() if v is not None]
+        code = main(["--storage", str(directory), "why", account, *options])
+        told = capsys.readouterr().out
+        lines.clear()
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            assert asyncio.run(load(account, **asked)) is (code == 0), told
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+        said = lines[0].partition(": ")[2] if lines else "would Resume"
+        assert re.sub(r"\d+ s", "…", said) in re.sub(r"\d+ s", "…", told)
 
 
 def test_why_counts_the_resumes_that_were_left_unanswered(run: Run, sessions: Path) -> None:

@@ -19,6 +19,7 @@ FLOORS = {
     "errors": (1, 0),
     "state": (2, 0),
     "guard": (3, 0),
+    "judging": (3, 0),
     "ledger": (3, 0),
     "storages": (3, 0),
     "gateway": (4, 0),

@@ -62,48 +62,48 @@ async def store(storage: Flaky, clock: WallClock) -> Any:
 # What is said
 
 CASES: dict[str, tuple[Any, dict[str, Any], LoadReason, float | None, str]] = {
-    "nothing": (None, {}, LoadReason.ABSENT, None, "no record"),
+    "nothing": (None, {}, LoadReason.ABSENT, None, "absent: no record"),
     "expired": (
         (a_state(), -401),
         {},
         LoadReason.EXPIRED,
         401.0,
-        "expired, 401 s old, max_age 300 s",
+        "expired: saved 401 s ago, max_age 300 s",
     ),
     "from the future": (
         (a_state(), 401),
         {},
         LoadReason.EXPIRED,
         -401.0,
-        "expired, 401 s in the future, max_age 300 s",
+        "expired: saved 401 s in the future, max_age 300 s",
     ),
     "no session": (
         (a_state(session_id=None), -4),
         {},
         LoadReason.NO_SESSION,
         4.0,
-        "no session in the record, 4 s old",
+        "no session: it has no session id, saved 4 s ago",
     ),
     "app": (
         (a_state(app_id="1"), -4),
         {"app_id": "2"},
         LoadReason.OTHER_APP,
         4.0,
-        "another app, 4 s old, asked for '2', found '1'",
+        "another app: asked for '2', found '1', saved 4 s ago",
     ),
     "shard": (
         (a_state(shard=(0, 2)), -4),
         {"shard": (1, 2)},
         LoadReason.OTHER_SHARD,
         4.0,
-        "another shard, 4 s old, asked for (1, 2), found (0, 2)",
+        "another shard: asked for (1, 2), found (0, 2), saved 4 s ago",
     ),
     "intents": (
         (a_state(intents=1), -4),
         {"intents": 513},
         LoadReason.OTHER_INTENTS,
         4.0,
-        "other intents, 4 s old, asked for 513, found 1",
+        "other intents: asked for 513, found 1, saved 4 s ago",
     ),
     "corrupt": (b"{}", {}, LoadReason.CORRUPT, None, "corrupt: the record has no accountId"),
     "foreign": (
@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], LoadReason, float | None, str]] = {
         {},
         LoadReason.FOREIGN,
         None,
-        "foreign: the record is other's",
+        "foreign: the record belongs to other",
     ),
 }
 
