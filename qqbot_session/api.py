@@ -24,8 +24,8 @@ from typing import Any, TypeAlias
 import aiohttp
 
 from .errors import ApiError, GatewayRefusedError
-from .guard import say
 from .integrations.aiohttp import AiohttpSocket, connect
+from .logs import say
 from .pace import Pace, count
 from .shard import describe
 

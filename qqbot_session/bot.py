@@ -29,8 +29,8 @@ except ImportError as error:
 from .api import Api, Entrance, Shard, Tokens
 from .errors import ApiError, LeaseLostError
 from .gateway import Dispatch, Event, Hello, Ready
-from .guard import say
 from .lifetime import handling_signals, run_together
+from .logs import say
 from .shard import Health, ShardRunner, account_id_for, check_options, open_gateway
 from .state import check_app_id, check_intents, check_shard
 from .storages import Storage

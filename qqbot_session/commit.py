@@ -34,7 +34,6 @@ from typing import Any
 from .errors import StoreClosedError, WrongEventLoopError, describe, name_some
 from .guard import (
     ATTEMPTS,
-    EXITS,
     TASK_NAME,
     Patience,
     begin,
@@ -42,9 +41,9 @@ from .guard import (
     outcome,
     read_clock,
     retrieve,
-    say,
 )
 from .ledger import GROWN_UP, Account, Ledger
+from .logs import EXITS, say
 from .storages.base import Storage
 
 _BATCH = 128  # accounts per commit: below a millisecond of encoding on the loop

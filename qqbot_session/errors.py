@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+from .words import shown
+
 _NAMED = 3  # accounts in one line
 
 
@@ -111,17 +113,17 @@ def describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - somebody else's error, and it may be as broken as that
         words = ""
     line = words if isinstance(error, OSError) and words else f"{public.__name__}: {words}"
-    return " ".join(line.split())[:300] if words else public.__name__
+    return shown(" ".join(line.split()), 300) if words else public.__name__
 
 
 def name_one(account_id: str) -> str:
-    """Return the account id as a log may show it: on one line, and not without end."""
-    shown = account_id if account_id.isprintable() and " " not in account_id else ascii(account_id)
-    return shown if len(shown) <= 100 else f"{shown[:100]}…"
+    """Return the account id as a log may show it: in quotes if it has spaces, on one line, cut."""
+    plain = account_id.isprintable() and " " not in account_id
+    return shown(account_id if plain else ascii(account_id[:100]), 100)
 
 
 def name_some(account_ids: Iterable[str]) -> str:
     """Return who they are if they are few, else how many, and the first three."""
     names = list(account_ids)
-    shown = ", ".join(map(name_one, names[:_NAMED]))
-    return shown if len(names) <= _NAMED else f"{len(names)} accounts ({shown}, …)"
+    some = ", ".join(map(name_one, names[:_NAMED]))
+    return some if len(names) <= _NAMED else f"{len(names)} accounts ({some}, …)"

@@ -1,4 +1,4 @@
-"""What belongs to other people: a storage, a hook, a clock, the handlers of the log.
+"""What belongs to other people: a storage, a hook, a clock.
 
 Rules:
 
@@ -17,9 +17,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import Any, TypeVar
 
+from .logs import EXITS, say
 from .state import MAX_SECONDS
-
-_log = logging.getLogger("qqbot_session")
 
 ATTEMPTS = 3
 """Of a call if each is cancelled; of a cancelled task's account if each finds a newer state."""
@@ -29,20 +28,7 @@ TASK_NAME = "qqbot_session:"
 
 _PATIENCE = 2.0  # seconds that closing goes on after its cancellation
 
-EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What is no failure of whatever raised it, and is never held up."""
-
 _T = TypeVar("_T")
-
-
-def say(level: int, message: str, *args: object, **options: Any) -> None:
-    """Log, whatever the process's filters and handlers raise."""
-    try:
-        _log.log(level, message, *args, stacklevel=2, **options)
-    except EXITS:
-        raise
-    except BaseException:  # noqa: BLE001 - a line is not worth a session
-        pass
 
 
 def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:

@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from .errors import LeaseLostError, SessionWriteError, StoreClosedError
-from .guard import say
+from .logs import say
 from .storages.base import LeasingStorage, Storage
 
 _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
@@ -266,4 +266,4 @@ class Leases:
 
 def _say(level: int, text: str, account_id: str, *values: object) -> None:
     extra = {"qqbot_account": account_id, "qqbot_reason": "lease"}
-    say(level, text, account_id, *values, extra=extra)
+    say(level, text, account_id, *values, extra=extra, stacklevel=2)

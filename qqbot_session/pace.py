@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .guard import say
+from .logs import say
 
 _ASK_AGAIN = 60.0  # seconds after which what was told is asked again, if need be; our choice
 _DAY = 86_400.0  # seconds, after which they are reset at the latest

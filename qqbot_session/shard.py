@@ -36,7 +36,7 @@ from .gateway import (
     Ready,
     Resumed,
 )
-from .guard import say
+from .logs import say
 from .state import check_app_id, check_shard
 from .store import AsyncSessionStore
 
@@ -441,7 +441,8 @@ class ShardRunner:
         """Write a log line; what the process does with it is not the line's fault."""
         extra = {f"qqbot_{name}": value for name, value in fields.items()}
         account_id = extra["qqbot_account"] = self._gateway.account_id
-        say(level, f"%s: {text}", account_id, *values, exc_info=exc_info, extra=extra)
+        options: Any = {"exc_info": exc_info, "extra": extra, "stacklevel": 2}
+        say(level, f"%s: {text}", account_id, *values, **options)
 
     # Small things
 

@@ -32,7 +32,7 @@ from .errors import (
     name_one,
     name_some,
 )
-from .guard import EXITS, Patience, begin, call_hook, guarded, read_clock, say
+from .guard import Patience, begin, call_hook, guarded, read_clock
 from .judging import (
     LoadReason,
     Verdict,
@@ -44,6 +44,7 @@ from .judging import (
 )
 from .lease import Lease, Leases
 from .ledger import Account, Ledger, Mark, Source, is_turn
+from .logs import EXITS, say
 from .state import (
     MAX_INTEGER,
     ResumableState,

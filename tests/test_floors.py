@@ -16,7 +16,9 @@ PACKAGE = ROOT / "qqbot_session"
 
 # The house plan; the second number orders those that may know a neighbour on their floor.
 FLOORS = {
-    "errors": (1, 0),
+    "words": (1, 0),
+    "errors": (1, 1),
+    "logs": (1, 1),
     "state": (2, 0),
     "guard": (3, 0),
     "judging": (3, 0),
@@ -124,7 +126,16 @@ print(sorted(name for name in sys.modules if name.startswith("qqbot_session.test
 
 @pytest.mark.parametrize(
     "name",
-    ["storages/files", "storages/sqlite", "storages/base", "guard", "commit", "store", "state"],
+    [
+        "storages/files",
+        "storages/sqlite",
+        "storages/base",
+        "logs",
+        "guard",
+        "commit",
+        "store",
+        "state",
+    ],
 )
 def test_nothing_is_imported_on_the_way_to_the_disk(name: str) -> None:
     """An import without a free descriptor leaves half a module, and no later write would work."""

@@ -40,7 +40,7 @@ except ModuleNotFoundError as error:
 
 from ..errors import StoreClosedError
 from ..gateway import Dispatch, Event, GatewaySession
-from ..guard import say
+from ..logs import say
 from ..shard import open_gateway
 from ..store import AsyncSessionStore
 from ._shapes import require, require_fields

@@ -36,6 +36,7 @@ from typing import ParamSpec, TypeVar
 
 import aiofiles.os
 
+from ..logs import say
 from ..state import account_of
 from .base import READ_LIMIT, NotRegularError, is_of
 from .names import file_name, is_record_name, other_names
@@ -535,8 +536,7 @@ def _is_record(name: str, data: bytes) -> bool:
 
 
 def _warn(message: str, *args: object) -> None:
-    with contextlib.suppress(Exception):  # of a handler or a filter: no reason not to write
-        _log.warning(message, *args)
+    say(logging.WARNING, message, *args, logger=_log, stacklevel=2)
 
 
 def _show(error: Exception, path: str) -> None:

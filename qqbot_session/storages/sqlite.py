@@ -33,6 +33,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from ..errors import LeaseLostError
+from ..logs import say
 from .base import READ_LIMIT, NotRegularError, is_of
 
 __all__ = ["NotOurDatabaseError", "SqliteStorage"]
@@ -526,8 +527,7 @@ class _Database:
 
 
 def _warn(text: str, *args: object, level: int = logging.WARNING) -> None:
-    with contextlib.suppress(Exception):  # of a handler or a filter: no reason not to write
-        _log.log(level, text, *args)
+    say(level, text, *args, logger=_log, stacklevel=2)
 
 
 _inherited: list[sqlite3.Connection] = []

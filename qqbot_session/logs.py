@@ -1,0 +1,129 @@
+"""`say`: the one door that every log line of this package goes through.
+
+Rules:
+
+* What stands in a line or in its `extra` is `shown`: escaped and cut. Numbers stay numbers, so that
+  they can be counted and compared.
+* A traceback cannot forge a line or move a terminal's cursor either.
+* The record names the line that spoke, not this module.
+* Whatever the process's filters and handlers raise, a line is not worth a session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+from .words import shown, shown_lines
+
+LOG = logging.getLogger("qqbot_session")
+
+EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What is no failure of whatever raised it, and is never held up."""
+
+_LIMIT = 1000  # characters of a value; our choice
+_DEPTH = 100  # errors of a chain, or values of an `extra`, that are looked at
+
+
+def say(
+    level: int,
+    message: str,
+    *args: object,
+    exc_info: BaseException | bool | None = None,
+    extra: Mapping[str, object] | None = None,
+    stacklevel: int = 1,
+    logger: logging.Logger = LOG,
+) -> None:
+    """Log a line.
+
+    Args:
+        level: as `logging` has it.
+        message: a literal of ours, in %-style.
+        args: its values.
+        exc_info: an error whose traceback to show, or true for the one being handled.
+        extra: further attributes of the record.
+        stacklevel: 1 = the caller speaks, 2 = its caller, and so on.
+        logger: who speaks.
+    """
+    try:
+        if not logger.isEnabledFor(level):
+            return
+        path, line, function, _ = logger.findCaller(stacklevel=stacklevel + 1)
+        error = sys.exception() if exc_info is True else exc_info or None
+        info = None if error is None else (type(error), error, error.__traceback__)
+        fields = {name: _field(value) for name, value in (extra or {}).items()}
+        values = tuple(map(_value, args))
+        record = logger.makeRecord(
+            logger.name, level, path, line, message, values, info, function, fields
+        )
+        if error is not None:
+            record.exc_text = _traceback(error)
+        logger.handle(record)
+    except EXITS:
+        raise
+    except BaseException:  # noqa: BLE001 - of a filter, a handler, or a value
+        pass
+
+
+class _Shown:
+    """An object as a line may show it, whether by `%s` or by `%r`."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return shown(self._value, _LIMIT)
+
+    def __repr__(self) -> str:
+        return shown(repr(self._value), _LIMIT)
+
+
+def _value(value: object) -> object:
+    """Return a value for the message."""
+    if value is None or isinstance(value, int | float):
+        return value
+    return shown(value, _LIMIT) if type(value) is str else _Shown(value)
+
+
+def _field(value: object) -> object:
+    """Return a value for the record, the same object if there is nothing to hide in it."""
+    if isinstance(value, str):
+        return value if value == (safe := shown(value, _LIMIT)) else safe
+    if isinstance(value, Mapping):
+        return {_field(key): _field(value[key]) for key in islice(value, _DEPTH)}
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(map(_field, islice(value, _DEPTH)))
+    return value
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the traceback as `logging` shows it, but for what the errors in it say."""
+    text = "".join(traceback.format_exception(error)).rstrip("\n")
+    for words in {words for each in _chain(error) for words in _words(each)}:
+        if not words.isprintable():  # no line of it begins at the margin, as a line of the log does
+            text = text.replace(words, words.replace("\n", "\n    | "))
+    return shown_lines(text, _LIMIT)
+
+
+def _words(error: BaseException) -> Iterator[str]:
+    for part in (error, *getattr(error, "__notes__", ())):
+        with contextlib.suppress(Exception):  # somebody else's `__str__`
+            yield str(part)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what a traceback shows of its causes."""
+    left, seen = [error], set[int]()
+    while left and len(seen) < _DEPTH:
+        if id(error := left.pop()) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        others = (error.__cause__, error.__context__, *getattr(error, "exceptions", ()))
+        left += [other for other in others if isinstance(other, BaseException)]
