@@ -573,6 +573,8 @@ def _parser() -> argparse.ArgumentParser:
     copied.add_argument("source")
     copied.add_argument("target")
     copied.add_argument("--overwrite", action="store_true", help="also over newer records")
+    started = command("run", _run_program, "Run a program whose bots resume: run -- COMMAND.")
+    started.add_argument("program", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     command("doctor", _doctor, "Say what would keep sessions from being kept, and what to do.")
     return parser
 
@@ -605,6 +607,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("qqbot_session").addHandler(logging.NullHandler())
     try:
         options = _parser().parse_args(argv, argparse.Namespace(**_DEFAULTS))
+        if options.function is _run_program:
+            _run_program(options)
         return asyncio.run(_run(options))
     except SystemExit as end:  # --help, --version
         return end.code if isinstance(end.code, int) else USAGE
@@ -623,14 +627,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 _DEFAULTS = {"json": False, "full": False, "debug": False, "storage": None, "max_age": _MAX_AGE}
 
 
+def _run_program(options: argparse.Namespace) -> NoReturn:
+    from . import launch
+
+    command = options.program[1:] if options.program[:1] == ["--"] else options.program
+    if not command:
+        raise _UsageError("which program? Give it behind run --")
+    try:
+        launch.run(command, _where(options))
+    except OSError as error:
+        raise _UsageError(f"{command[0]} cannot be started: {error.strerror}") from error
+
+
+def _where(options: argparse.Namespace) -> str:
+    where = options.storage or os.environ.get(_VARIABLE)
+    if not where:
+        raise _UsageError(f"which storage? Give --storage, or set {_VARIABLE}")
+    return str(where)
+
+
 async def _run(options: argparse.Namespace) -> int:
     function: Callable[..., Awaitable[int]] = options.function
     if function is _copy:
         return await _copy(options)
-    where = options.storage or os.environ.get(_VARIABLE)
-    if not where:
-        raise _UsageError(f"which storage? Give --storage, or set {_VARIABLE}")
-    storage = _open(where)
+    storage = _open(_where(options))
     try:
         return await function(storage, options)
     finally:

@@ -30,11 +30,16 @@ _AT_A_TIME = 6  # bots that run side by side
 
 @dataclass(frozen=True)
 class Build:
-    """A bot: the environment it runs in, its program, and what BUILD tells the program."""
+    """A bot: the environment it runs in, its program, and what BUILD tells the program.
+
+    Attributes:
+        launched: whether `qqbot-session run` starts it.
+    """
 
     environment: str
     program: str
     how: str
+    launched: bool = False
 
 
 @dataclass
@@ -89,8 +94,11 @@ class Bot:
             "LONGEST": str(longest),
             "PORT": str(self.port),
         }
+        python = str(python_of(self.build.environment))
+        launcher = [python, "-m", "qqbot_session", "--storage", str(self.sessions), "run", "--"]
         self.process = await asyncio.create_subprocess_exec(
-            python_of(self.build.environment),
+            *(launcher if self.build.launched else []),
+            python,
             PROGRAMS / f"{self.build.program}.py",
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

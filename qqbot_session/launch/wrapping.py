@@ -1,0 +1,125 @@
+"""What happens to a framework once a program started by `qqbot-session run` has imported it.
+
+Rules:
+
+* The sessions are kept where QQBOT_SESSION_STORAGE says.
+* What already uses an integration of ours stays as it is.
+* An integration is imported as late as possible. If it cannot be imported, that is one line on
+  standard error, and the program runs on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+import weakref
+from types import ModuleType
+from typing import Any
+
+from . import VARIABLE, say
+
+
+def wrap_botpy(botpy: ModuleType) -> None:
+    """Make every client resume, from its construction on."""
+    construct = botpy.Client.__init__
+
+    @functools.wraps(construct)
+    def constructed(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        try:
+            from ..integrations.botpy import SessionMixin, remember
+        except ImportError as error:
+            say(f"botpy runs as it is, without us: {error}")
+            botpy.Client.__init__ = construct
+            return
+        if not isinstance(self, SessionMixin):
+            remember(self, _storage())
+
+    botpy.Client.__init__ = constructed
+
+
+def wrap_nonebot(qq: ModuleType) -> None:
+    """Put our `Adapter` in the place of nonebot-adapter-qq's."""
+    if "qqbot_session.integrations.nonebot" in sys.modules:
+        return  # the program's own choice, and perhaps being imported just now
+    from ..integrations.nonebot import Adapter
+
+    places: list[Any] = [qq, sys.modules.get("nonebot.adapters.qq.adapter")]
+    for module in filter(None, places):
+        module.Adapter = Adapter
+
+
+def wrap_agent_sdk(sdk: ModuleType) -> None:
+    """Make every socket resume, from its thread's start on."""
+    _AgentSdk(sdk)
+
+
+class _AgentSdk:
+    """The SDK's sockets, which know no app id, and its API clients, which do."""
+
+    def __init__(self, sdk: ModuleType) -> None:
+        self._clients: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._stores: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._note_clients(sdk.QQApiClient)
+        self._wrap_thread(sdk.QQWebSocket)
+        self._wrap_stop(sdk.QQWebSocket)
+
+    def _note_clients(self, kind: Any) -> None:
+        construct = kind.__init__
+
+        @functools.wraps(construct)
+        def constructed(client: Any, *args: Any, **kwargs: Any) -> None:
+            construct(client, *args, **kwargs)
+            self._clients.add(client)
+
+        kind.__init__ = constructed
+
+    def _wrap_thread(self, kind: Any) -> None:
+        run = kind._run_ws_thread
+
+        @functools.wraps(run)
+        def in_thread(socket: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                asyncio.run_coroutine_threadsafe(self._remember(socket), socket._main_loop).result()
+            except Exception as error:  # noqa: BLE001 - the program must run on
+                say(f"qqbot-agent-sdk runs as it is, without us: {error}")
+            return run(socket, *args, **kwargs)
+
+        kind._run_ws_thread = in_thread
+
+    def _wrap_stop(self, kind: Any) -> None:
+        stop = kind.async_stop
+
+        @functools.wraps(stop)
+        async def stopped(socket: Any) -> None:
+            await stop(socket)
+            if store := self._stores.pop(socket, None):
+                await store.aclose()
+
+        kind.async_stop = stopped
+
+    async def _remember(self, socket: Any) -> None:
+        """Give the socket callbacks of ours; on the program's loop."""
+        from ..integrations.agent_sdk import remember
+        from ..store import AsyncSessionStore
+
+        if "qqbot_session" in type(getattr(socket._cb.get_session, "__self__", None)).__module__:
+            return  # the program called `remember` itself
+        app_id = self._app_id(socket)
+        store = self._stores[socket] = AsyncSessionStore(_storage())
+        socket._cb = await remember(socket._cb, store, app_id=app_id)
+
+    def _app_id(self, socket: Any) -> str:
+        owner: Any = getattr(socket._cb.get_token, "__self__", None)
+        found = {client._app_id for client in self._clients}
+        if owner in self._clients:
+            return str(owner._app_id)
+        if len(found) == 1:
+            return str(*found)
+        raise LookupError(f"which of {len(found)} app ids a socket is for cannot be told")
+
+
+def _storage() -> str:
+    return os.environ[VARIABLE]
