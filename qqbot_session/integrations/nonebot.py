@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -76,10 +77,11 @@ class Config(BaseModel):
     """What `.env` may say.
 
     Attributes:
-        qq_sessions: what `AsyncSessionStore` takes: a directory, `sqlite:…`, `redis://…`.
+        qq_sessions: what `AsyncSessionStore` takes: a directory, `sqlite:…`, `redis://…`. Without
+            it the environment's QQBOT_SESSION_STORAGE counts, else it is `sessions`.
     """
 
-    qq_sessions: str = "sessions"
+    qq_sessions: str = os.environ.get("QQBOT_SESSION_STORAGE", "sessions")
 
 
 class Adapter(qq.Adapter):
