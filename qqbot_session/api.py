@@ -23,11 +23,10 @@ from typing import Any, TypeAlias
 
 import aiohttp
 
-from .errors import ApiError, GatewayRefusedError
+from .errors import ApiError, GatewayRefusedError, describe
 from .integrations.aiohttp import AiohttpSocket, connect
 from .logs import say
 from .pace import Pace, count
-from .shard import describe
 
 Shard: TypeAlias = tuple[int, int]
 

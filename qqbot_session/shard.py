@@ -9,14 +9,12 @@ Rules:
   malformed frame is skipped, and any other error is a fault of our own: it ends `run`, so that
   it never becomes a loop of reconnects (promise 20).
 * Time is the loop's clock, dated once per line, so that a step of the wall clock is no dead line.
-* Nothing is silent: a log line for every connect, Resume, Identify, close, failed try, skipped
-  frame (at most one a minute) and event let go, with the fields in `qqbot_…` of the record.
+* Nothing is silent: `ShardLog` has a line for every step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import deque
@@ -32,11 +30,12 @@ from .gateway import (
     Event,
     GatewaySession,
     HeartbeatAck,
+    Hello,
     Next,
     Ready,
     Resumed,
 )
-from .logs import say
+from .shard_log import ShardLog
 from .state import check_app_id, check_shard
 from .store import AsyncSessionStore
 
@@ -47,8 +46,6 @@ _TOKEN_WAIT = 10.0  # seconds for `token`; these are our choice
 _CONNECT_WAIT = 10.0  # seconds for `connect`
 _GOODBYE = 2.0  # seconds for the peer to answer a close frame, and for a cancelled handler to end
 _CLOSE_CODE = 4000  # 1000 might end the session
-_QUIET = 60.0  # seconds between two lines about skipped frames
-_HANDSHAKES = {2: "Identify", 6: "Resume"}
 _pause = asyncio.sleep
 
 
@@ -68,6 +65,22 @@ class Socket(Protocol):
 
         Cancelled when the peer does not answer within 2 s: then cut the line.
         """
+        ...
+
+
+class Pacer(Protocol):
+    """What paces the Identifies of many shards, as `qqbot_session.pace.Pace` does."""
+
+    async def before_identify(self, shard: tuple[int, int], /) -> object:
+        """Wait until this shard may Identify; what it raises is a failed try."""
+        ...
+
+    def identified(self, shard: tuple[int, int], /) -> object:
+        """Note that the shard's Identify goes out now."""
+        ...
+
+    def withdraw(self, shard: tuple[int, int], /) -> object:
+        """Note that the shard's line has ended: an Identify that did not go out is not coming."""
         ...
 
 
@@ -109,6 +122,7 @@ class ShardRunner:
             `already_handled` included, before its handler starts. If it raises, that is logged.
         before_identify: awaited before `token` and `connect` when the next handshake will be an
             Identify, for as long as it takes: the place to pace the Identifies of many shards.
+        pace: the same for many shards at once, and told when each Identify goes out.
         concurrency: how many handlers run at a time; `None` = no limit, which is right for most.
             A limit deadlocks handlers that wait for a later event, for the event waits for them.
             Handlers start in the order of their events. Those that wait for a place are in memory,
@@ -133,6 +147,7 @@ class ShardRunner:
         handle: Callable[[Dispatch], Awaitable[object]],
         observe: Callable[[Event], object] | None = None,
         before_identify: Callable[[], Awaitable[object]] | None = None,
+        pace: Pacer | None = None,
         concurrency: int | None = None,
         grace: float = 5.0,
     ) -> None:
@@ -144,6 +159,7 @@ class ShardRunner:
         self._handle = handle
         self._observe = observe
         self._before_identify = before_identify
+        self._pace = pace
         self._concurrency = concurrency
         self._grace = grace
         self._running = False
@@ -153,8 +169,7 @@ class ShardRunner:
         self._cancels = 0  # requests to cancel our task that came before `run`
         self._clock = time.monotonic  # the loop's, once there is one
         self._epoch = 0.0  # what dates that clock, which nobody sets
-        self._skipped = 0  # frames, since they were last spoken of
-        self._quiet_until = 0.0  # on the loop's clock
+        self._log = ShardLog(gateway.account_id)
         self._health = Health()  # but for what changes with every event
         self._last_frame_at: float | None = None
 
@@ -200,22 +215,17 @@ class ShardRunner:
         connection, code = self._gateway.connect(), None
         self._clock = asyncio.get_running_loop().time
         self._epoch = time.time() - self._clock()
-        if (opened := await self._open()) is not None:
-            token, socket = opened
-            try:
-                connection.opened(token, self._now())
-                await self._serve(connection, socket)
-            except asyncio.CancelledError:
-                connection.abandoned()
-                raise
-            finally:
-                code = await self._close(socket, connection.close_with or _CLOSE_CODE)
-                self._health = replace(self._health, connected_since=None)
+        try:
+            if (opened := await self._open()) is not None:
+                code = await self._live(connection, *opened)
+        finally:
+            if self._pace is not None:
+                self._pace.withdraw(self._gateway.shard)
         theirs = code if connection.close_with is None else None  # else it is our own
         rule = connection.closed(code)
         self._refresh_token |= rule.refresh_token
         self._record()
-        self._tell_close(code, rule)
+        self._note_close(code, rule)
         if rule.next is Next.STOP:
             raise GatewayRefusedError(self._gateway.account_id, theirs, rule.meaning)
         return rule
@@ -223,8 +233,8 @@ class ShardRunner:
     async def _open(self) -> tuple[str, Socket] | None:
         """Return a token and a socket, `None` if there is none to be had now."""
         try:
-            if self._before_identify is not None and not self._gateway.resumable:
-                await self._before_identify()
+            if not self._gateway.resumable:
+                await self._wait_for_turn()
             async with asyncio.timeout(_TOKEN_WAIT):
                 token = await self._token(self._refresh_token)
             self._refresh_token = False
@@ -234,11 +244,31 @@ class ShardRunner:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the next try is as good
             self._raise_if_asked_to_end(error)
-            self._say(logging.WARNING, "no line: %s", describe(error), reason="no_line")
+            self._log.no_line(error)
             return None
         self._health = replace(self._health, next_try_at=None)
-        self._say(logging.INFO, "connected", reason="connected")
+        self._log.connected()
         return token, socket
+
+    async def _wait_for_turn(self) -> None:
+        if self._before_identify is not None:
+            await self._before_identify()
+        if self._pace is not None:
+            await self._pace.before_identify(self._gateway.shard)
+
+    async def _live(self, connection: Connection, token: str, socket: Socket) -> int | None:
+        """Serve an open line and close it; return the code it ended with."""
+        code = None
+        try:
+            connection.opened(token, self._now())
+            await self._serve(connection, socket)
+        except asyncio.CancelledError:
+            connection.abandoned()
+            raise
+        finally:
+            code = await self._close(socket, connection.close_with or _CLOSE_CODE)
+            self._health = replace(self._health, connected_since=None)
+        return code
 
     async def _serve(self, connection: Connection, socket: Socket) -> None:
         """Send, read and wait, until the line has ended or is to be closed."""
@@ -267,13 +297,12 @@ class ShardRunner:
             try:
                 for frame in connection.frames_to_send():
                     await socket.send(frame)
-                    self._tell_handshake(frame)
                 received = await socket.receive()
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and alarm.expired():
                     raise
                 self._raise_if_asked_to_end(error)
-                self._say(logging.INFO, "the line broke: %s", describe(error), reason="broken")
+                self._log.broken(error)
                 return False
             if received is None:
                 return False
@@ -292,7 +321,7 @@ class ShardRunner:
                 return await socket.close(code)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - gone is closed, too
             self._raise_if_asked_to_end(error)
-            self._say(logging.DEBUG, "closing: %s", describe(error), reason="closing")
+            self._log.closing(error)
         return None
 
     # Events and their handlers
@@ -302,12 +331,12 @@ class ShardRunner:
         try:
             event = connection.receive(frame, now)
         except GatewayProtocolError as error:
-            self._tell_skipped(error)
+            self._log.skipped(error, self._clock())
             return
         if type(event) is not Dispatch:
             self._note(event, now)
         if event.released:
-            self._tell_released(event.released)
+            self._log.released(event.released)
         if self._observe is not None:
             self._show(event)
         if type(event) is Dispatch and not event.already_handled:
@@ -319,8 +348,20 @@ class ShardRunner:
             self._health = replace(self._health, last_ack_at=now)
         elif isinstance(event, Ready | Resumed):
             self._health = replace(self._health, connected_since=now)
-            name = type(event).__name__.upper()
-            self._say(logging.INFO, "%s, number %s", name, event.seq, reason=name.lower())
+            self._log.session(event)
+        elif isinstance(event, Hello) and event.handshake is not None:
+            if event.handshake == "Identify" and self._pace is not None:
+                self._pace.identified(self._gateway.shard)
+            self._log.handshake(event.handshake, self._gateway.settled)
+
+    def _note_close(self, code: int | None, rule: CloseRule) -> None:
+        self._health = replace(
+            self._health,
+            last_close_code=code,
+            last_close_meaning=rule.meaning,
+            next_try_at=None if rule.next is Next.STOP else time.time() + rule.wait,
+        )
+        self._log.closed(code, rule)
 
     def _show(self, event: Event) -> None:
         try:
@@ -329,8 +370,7 @@ class ShardRunner:
                 answer.close()
                 raise TypeError("observe is async, and nobody awaits it")
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - not the line's error
-            text = "observe raised on %r: %r"
-            self._say(logging.ERROR, text, event, error, reason="observe", exc_info=error)
+            self._log.observer_failed(event, error)
 
     def _start(self, event: Dispatch) -> None:
         """Start the event's handler, or let it wait for a place."""
@@ -342,7 +382,7 @@ class ShardRunner:
             handler = asyncio.create_task(work)
         except Exception as error:  # noqa: BLE001 - a task factory of the process's
             work.close()
-            self._tell_handler(logging.ERROR, event, f"met a task factory: {error!r}", error)
+            self._log.handler(logging.ERROR, event, f"met a task factory: {error!r}", error)
             handler = asyncio.Task(self._work(event), loop=asyncio.get_running_loop())
         self._handlers[handler] = event
         handler.add_done_callback(self._ended)
@@ -363,10 +403,10 @@ class ShardRunner:
         except asyncio.CancelledError as error:
             if not _requests_to_cancel():  # nobody asked: it came out of what the handler awaited
                 text = "was cancelled from within: its event stays open"
-                self._tell_handler(logging.WARNING, event, text, error)
+                self._log.handler(logging.WARNING, event, text, error)
             raise
         except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - the bot's own
-            self._tell_handler(logging.ERROR, event, f"failed: {error!r}", error)
+            self._log.handler(logging.ERROR, event, f"failed: {error!r}", error)
         finally:
             if self._running:
                 self._record()
@@ -386,63 +426,10 @@ class ShardRunner:
 
     async def _cancel_handlers(self) -> None:
         if late := set(self._handlers):
-            text = "%d handler(s) are cancelled: their events stay open"
-            self._say(logging.WARNING, text, len(late), reason="grace", grace=self._grace)
+            self._log.cancelling(len(late), self._grace)
             for handler in late:
                 handler.cancel()
             await asyncio.wait(late, timeout=_GOODBYE)
-
-    # What is said
-
-    def _tell_handshake(self, frame: str) -> None:
-        payload = json.loads(frame)
-        if name := _HANDSHAKES.get(payload["op"]):
-            seq = payload["d"].get("seq")
-            text = name if seq is None else f"{name} from {seq}"
-            self._say(logging.INFO, "%s", text, reason=name.lower(), seq=seq)
-
-    def _tell_close(self, code: int | None, rule: CloseRule) -> None:
-        self._health = replace(
-            self._health,
-            last_close_code=code,
-            last_close_meaning=rule.meaning,
-            next_try_at=None if rule.next is Next.STOP else time.time() + rule.wait,
-        )
-        level = _LEVELS.get(rule.next, logging.INFO)
-        how = "closed" if code is None else f"closed with {code}"
-        text = "%s: %s Next: %s in %.1f s"
-        fields = {"code": code, "next": rule.next.value, "wait": rule.wait}
-        self._say(
-            level, text, how, rule.meaning, rule.next.value, rule.wait, reason="closed", **fields
-        )
-
-    def _tell_skipped(self, error: GatewayProtocolError) -> None:
-        self._skipped += 1
-        now = self._clock()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _QUIET
-            count, self._skipped = self._skipped, 0
-            self._say(logging.WARNING, "skipped %d frame(s): %s", count, error, reason="skipped")
-
-    def _tell_released(self, numbers: tuple[int, ...]) -> None:
-        shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
-        text = "open for too long, a crash loses them now: %d event(s), number %s"
-        fields = {"reason": "released", "seqs": numbers}
-        self._say(logging.WARNING, text, len(numbers), shown, **fields)
-
-    def _tell_handler(self, level: int, event: Dispatch, what: str, error: BaseException) -> None:
-        text = "the handler of %s, number %s, %s"
-        fields = {"reason": "handler", "event": event, "exc_info": error}
-        self._say(level, text, event.type, event.seq, what, **fields)
-
-    def _say(
-        self, level: int, text: str, *values: object, exc_info: Any = None, **fields: object
-    ) -> None:
-        """Write a log line; what the process does with it is not the line's fault."""
-        extra = {f"qqbot_{name}": value for name, value in fields.items()}
-        account_id = extra["qqbot_account"] = self._gateway.account_id
-        options: Any = {"exc_info": exc_info, "extra": extra, "stacklevel": 2}
-        say(level, f"%s: {text}", account_id, *values, **options)
 
     # Small things
 
@@ -456,9 +443,6 @@ class ShardRunner:
         """Raise a cancellation that is ours; one that came out of a library is its failure."""
         if isinstance(error, asyncio.CancelledError) and _requests_to_cancel() > self._cancels:
             raise error
-
-
-_LEVELS = {Next.IDENTIFY: logging.WARNING, Next.STOP: logging.ERROR}
 
 
 def account_id_for(app_id: str, shard: tuple[int, int] = (0, 1), *, sandbox: bool = False) -> str:
@@ -494,11 +478,6 @@ async def open_gateway(
 def _requests_to_cancel() -> int:
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
-
-
-def describe(error: BaseException) -> str:
-    """Name the error's kind, for many say nothing (`TimeoutError()`)."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def check_options(concurrency: object, grace: object) -> None:

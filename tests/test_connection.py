@@ -71,7 +71,7 @@ def test_hello_is_answered_and_every_frame_is_given_out_once() -> None:
     # promise 16
     line = opened()
     assert line.frames_to_send() == []
-    assert line.receive(HELLO, NOW) == Hello(45.0)
+    assert line.receive(HELLO, NOW) == Hello(45.0, "Identify")
     assert sent(line)["op"] == 2
     assert line.frames_to_send() == []
 

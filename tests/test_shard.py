@@ -190,7 +190,7 @@ async def test_a_handlers_error_ends_no_line_and_is_logged_once_with_its_event(
         (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
         assert record.exc_info is not None
         assert record.exc_info[1] is error
-        assert record.qqbot_event.seq == 2  # type: ignore[attr-defined]
+        assert record.qqbot_event["seq"] == 2  # type: ignore[attr-defined]
         assert record.qqbot_account == ACCOUNT  # type: ignore[attr-defined]
         assert world.gateway.settled == 3
 
@@ -630,6 +630,49 @@ async def test_before_identify_is_awaited_before_the_line_is_opened_and_never_be
         line = await world.up()
         assert line.handshakes() == [2]
         assert steps == ["asked", "asked"]
+
+
+class Pacer:
+    """What a runner tells whoever paces many shards."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def before_identify(self, shard: tuple[int, int], /) -> None:
+        assert shard == (0, 1)
+        self.told.append("may I")
+
+    def identified(self, shard: tuple[int, int], /) -> None:
+        self.told.append("identified")
+
+    def withdraw(self, shard: tuple[int, int], /) -> None:
+        self.told.append("ended")
+
+
+async def test_pace_is_told_when_an_identify_goes_out_and_when_each_line_ends() -> None:
+    # promise 21
+    pace = Pacer()
+    async with a_world(pace=pace) as world:
+        await (await world.line()).close(4000)
+        world.lines[0].end()  # before Hello: the Identify that was granted never goes out
+        line = await world.up()
+        assert pace.told == ["may I", "ended", "may I", "identified"]
+        line.end()
+        await world.up()  # a Resume
+        assert pace.told[4:] == ["ended"]
+    assert pace.told[5:] == ["ended"]
+
+
+async def test_pace_is_told_of_a_line_that_never_opened() -> None:
+    # promise 21
+    pace = Pacer()
+
+    async def connect() -> Line:
+        raise OSError("no route")
+
+    async with a_world(pace=pace, connect=connect):
+        await settle()
+        assert pace.told == ["may I", "ended"]
 
 
 async def test_steps_of_the_wall_clock_are_no_dead_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GatewayProtocolError
 from ..state import MAX_INTEGER, MAX_SECONDS, strict_json
@@ -236,8 +236,8 @@ class Connection:
             return due
         return now + _LATE
 
-    def _shake_hands(self, now: float) -> None:
-        """Write Resume if there is something to resume, else Identify.
+    def _shake_hands(self, now: float) -> Literal["Identify", "Resume"] | None:
+        """Write Resume if there is something to resume, else Identify; return which.
 
         Resume needs the token's prefix as Identify does, which is what all clients but botgo send.
         """
@@ -250,9 +250,10 @@ class Connection:
             self._send(2, {"token": token, **gateway._identify_data()})
         else:  # who waited as long as `closed` said does not come here
             self._close_with = _CLOSE_CODE
-            return
+            return None
         self._deadline = now + _PATIENCE
         self._beat_at = now + (self._interval or _PATIENCE)  # should the replay take that long
+        return "Identify" if self._phase is Phase.IDENTIFYING else "Resume"
 
     def _send(self, op: int, data: object) -> None:
         self._outbox.append(json.dumps({"op": op, "d": data}))
@@ -277,9 +278,7 @@ class Connection:
         if not 0 < value <= MAX_INTEGER:  # false for NaN too
             raise GatewayProtocolError(f"heartbeat_interval is out of range: {_short(value)}")
         self._interval = value / 1000
-        if self._token is not None:
-            self._shake_hands(now)
-        return Hello(self._interval)
+        return Hello(self._interval, None if self._token is None else self._shake_hands(now))
 
     def _on_dispatch(self, payload: Mapping[str, Any], now: float) -> Event:
         seq, kind, event_id = payload.get("s"), payload.get("t"), payload.get("id")

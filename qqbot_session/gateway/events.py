@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -24,9 +24,16 @@ class _Event:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Hello(_Event):
-    """Op 10, the first frame; `heartbeat_interval` is in seconds."""
+    """Op 10, the first frame.
+
+    Attributes:
+        heartbeat_interval: seconds.
+        handshake: what answers it, and is among the frames to send; `None` before `opened`, or if
+            no Identify may be sent now.
+    """
 
     heartbeat_interval: float
+    handshake: Literal["Identify", "Resume"] | None = None
 
 
 @dataclass(slots=True, unsafe_hash=True)

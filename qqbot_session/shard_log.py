@@ -1,0 +1,113 @@
+"""`ShardLog`: the log lines of one shard's line.
+
+Rules:
+
+* Every connect, Resume, Identify, close, failed try, skipped frame (at most one line a minute) and
+  event let go has a line, with the fields of the record in `qqbot_…`.
+* The content of an event, a token or a secret is in no line and no field: an event is its type,
+  number and id.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+from .errors import GatewayProtocolError, describe
+from .gateway import CloseRule, Dispatch, Event, Next, Ready, Resumed
+from .logs import say
+
+_QUIET = 60.0  # seconds between two lines about skipped frames
+_LEVELS = {Next.IDENTIFY: logging.WARNING, Next.STOP: logging.ERROR}
+
+
+class ShardLog:
+    """What is said about one shard.
+
+    Args:
+        account_id: the shard's account; every line begins with it.
+    """
+
+    def __init__(self, account_id: str) -> None:
+        self._account_id = account_id
+        self._skipped = 0  # frames since the last line about them
+        self._quiet_until = 0.0  # on the loop's clock
+
+    def connected(self) -> None:
+        self._say(logging.INFO, "connected", reason="connected")
+
+    def no_line(self, error: BaseException) -> None:
+        self._say(logging.WARNING, "no line: %s", describe(error), reason="no_line")
+
+    def handshake(self, name: Literal["Identify", "Resume"], settled: int | None) -> None:
+        """Log the handshake that goes out; a Resume is from `settled`."""
+        seq = settled if name == "Resume" else None
+        text = name if seq is None else f"{name} from {seq}"
+        self._say(logging.INFO, "%s", text, reason=name.lower(), seq=seq)
+
+    def session(self, event: Ready | Resumed) -> None:
+        name = type(event).__name__.upper()
+        self._say(logging.INFO, "%s, number %s", name, event.seq, reason=name.lower())
+
+    def broken(self, error: BaseException) -> None:
+        self._say(logging.INFO, "the line broke: %s", describe(error), reason="broken")
+
+    def closing(self, error: BaseException) -> None:
+        self._say(logging.DEBUG, "closing: %s", describe(error), reason="closing")
+
+    def closed(self, code: int | None, rule: CloseRule) -> None:
+        level = _LEVELS.get(rule.next, logging.INFO)
+        how = "closed" if code is None else f"closed with {code}"
+        text = "%s: %s Next: %s in %.1f s"
+        fields = {"code": code, "next": rule.next.value, "wait": rule.wait}
+        self._say(
+            level, text, how, rule.meaning, rule.next.value, rule.wait, reason="closed", **fields
+        )
+
+    def skipped(self, error: GatewayProtocolError, now: float) -> None:
+        """Log a malformed frame, unless such a line was written less than a minute ago.
+
+        Args:
+            now: seconds on the loop's clock.
+        """
+        self._skipped += 1
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET
+            count, self._skipped = self._skipped, 0
+            self._say(logging.WARNING, "skipped %d frame(s): %s", count, error, reason="skipped")
+
+    def released(self, numbers: tuple[int, ...]) -> None:
+        shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+        text = "open for too long, a crash loses them now: %d event(s), number %s"
+        fields = {"reason": "released", "seqs": numbers}
+        self._say(logging.WARNING, text, len(numbers), shown, **fields)
+
+    def observer_failed(self, event: Event, error: BaseException) -> None:
+        text = "observe raised on %s: %r"
+        fields = {"reason": "observe", "exc_info": error}
+        if isinstance(event, Dispatch):
+            fields["event"] = named(event)
+        self._say(logging.ERROR, text, type(event).__name__, error, **fields)
+
+    def handler(self, level: int, event: Dispatch, what: str, error: BaseException) -> None:
+        """Log what became of an event's handler."""
+        text = "the handler of %s, number %s, %s"
+        fields = {"reason": "handler", "event": named(event), "exc_info": error}
+        self._say(level, text, event.type, event.seq, what, **fields)
+
+    def cancelling(self, count: int, grace: float) -> None:
+        text = "cancelling %d handler(s): their events stay open"
+        self._say(logging.WARNING, text, count, reason="grace", grace=grace)
+
+    def _say(
+        self, level: int, text: str, *values: object, exc_info: Any = None, **fields: object
+    ) -> None:
+        extra: dict[str, object] = {f"qqbot_{name}": value for name, value in fields.items()}
+        extra["qqbot_account"] = self._account_id
+        options: Any = {"exc_info": exc_info, "extra": extra, "stacklevel": 3}  # the runner's line
+        say(level, f"%s: {text}", self._account_id, *values, **options)
+
+
+def named(event: Dispatch) -> dict[str, object]:
+    """Return what a log may say of an event: its type, number and id, and not its content."""
+    return {"type": event.type, "seq": event.seq, "id": event.id}
