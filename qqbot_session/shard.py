@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from .answers import handle_whole
 from .errors import GatewayProtocolError, GatewayRefusedError
 from .gateway import (
     CloseRule,
@@ -117,7 +118,8 @@ class ShardRunner:
         token: returns an access token, a fresh one if its argument is true; given up after 10 s.
         handle: the bot's work, called in a task of its own for each event, and in a copy of the
             context that `run` is called in. The event counts as handled when it returns or
-            raises (which is logged); not when it is cancelled.
+            raises (which is logged); not when it is cancelled. `answers.hold` in it holds the
+            event open for longer, and `Answers.awaited(handle)` until it was answered.
         observe: called on the loop with every event as it comes, READY, RESUMED and those that are
             `already_handled` included, before its handler starts. If it raises, that is logged.
         before_identify: awaited before `token` and `connect` when the next handshake will be an
@@ -399,7 +401,7 @@ class ShardRunner:
     async def _work(self, event: Dispatch) -> None:
         try:
             with self._gateway.handling(event):
-                await self._handle(event)
+                await handle_whole(self._handle, event)
         except asyncio.CancelledError as error:
             if not _requests_to_cancel():  # nobody asked: it came out of what the handler awaited
                 text = "was cancelled from within: its event stays open"

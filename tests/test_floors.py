@@ -28,6 +28,7 @@ FLOORS = {
     "commit": (4, 0),
     "lease": (4, 1),
     "store": (5, 0),
+    "answers": (5, 0),
     "shard_log": (6, 0),
     "shard": (6, 1),
     "pace": (6, 0),

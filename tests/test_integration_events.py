@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from qqbot_session import AsyncSessionStore, MemoryStorage
-from qqbot_session.integrations._events import end_of, kept_in
+from qqbot_session.answers import end_of
+from qqbot_session.integrations._events import kept_in
 
 
 async def test_an_event_ends_with_the_last_task_that_was_started_for_it() -> None:

@@ -11,12 +11,13 @@ from typing import Any, TypeAlias
 
 from botpy import gateway, logging
 
+from ..answers import end_of
 from ..gateway import Dispatch, Event, Hello, Ready, Resumed
 from ..lifetime import run_together
 from ..pace import Pace
 from ..shard import ShardRunner, Socket, open_gateway
 from ..store import AsyncSessionStore
-from ._events import end_of, kept_in
+from ._events import kept_in
 
 _log = logging.get_logger()
 

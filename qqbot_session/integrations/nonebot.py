@@ -43,12 +43,12 @@ from nonebot.exception import WebSocketClosed
 from nonebot.utils import escape_tag
 from pydantic import BaseModel
 
+from ..answers import end_of
 from ..errors import GatewayRefusedError
 from ..gateway import Dispatch, Event, Hello, Ready, Resumed
 from ..pace import Pace
 from ..shard import ShardRunner, Socket, open_gateway
 from ..store import AsyncSessionStore
-from ._events import end_of
 from ._shapes import require
 
 _HERE = "qqbot_session.integrations.nonebot"

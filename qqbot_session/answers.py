@@ -1,0 +1,264 @@
+"""When an event is handled: at the end of its handler, or of what the application still does.
+
+    async def on_c2c_message_create(self, message):
+        done = hold()                      # the event stays open...
+        await queue.put((message, done))   # ...until somebody calls done.set_result(None)
+
+Rules:
+
+* An event is handled when its handler has ended and everything that `hold` and `until` hold it open
+  for has ended, too. Cancelling one of those means that nobody handled the event: it comes again.
+* With `Answers`, a message is handled when QQ accepted an answer to it (the answer's `msg_id`), or
+  refused one as a repetition; when its handler raised; when `skip_answer` was called; or when the
+  time for an answer is over. Whoever calls `hold` or `until` knows better: then only that counts.
+* A typing indicator and an unfinished stream are no answers.
+* Nothing here bounds how many events are open. An orderly stop gives them the handlers' grace;
+  what is open then comes again.
+
+The passive reply's `msg_id`: bot-docs, server-inter/message/send-receive/send.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextvars import ContextVar
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from .gateway import Dispatch
+
+REPEATED = 40054005
+"""QQ's error code for an answer that it has already accepted."""
+
+_REPEATED_WORDS = "消息被去重"  # its message, where a framework drops the code
+_TYPING = 6  # msg_type of a typing indicator
+_STREAM_DONE = 10  # state of a stream's last part
+_T = TypeVar("_T")
+_Handle: TypeAlias = Callable[[Dispatch], Awaitable[object]]
+
+
+class _Work:
+    """What one event still needs before it is handled."""
+
+    __slots__ = ("answered", "closed", "held", "in_handler", "skips_answer")
+
+    def __init__(self) -> None:
+        self.held: list[asyncio.Future[Any]] = []
+        self.answered: asyncio.Future[None] | None = None
+        self.in_handler = True
+        self.skips_answer = False
+        self.closed = False
+
+
+_current: ContextVar[_Work] = ContextVar("qqbot_session_event")
+
+
+def hold() -> asyncio.Future[None]:
+    """Hold the event that is being handled open until the returned future is done.
+
+    Call it in the event's handler, or in a task started there, while the event is open. Then
+    `set_result(None)` means handled, `cancel()` means not handled. An error counts as handled, like
+    one that a handler raises.
+
+    Raises:
+        RuntimeError: no event is being handled here.
+    """
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    _open_work("hold").held.append(future)
+    return future
+
+
+def until(awaitable: Awaitable[_T]) -> asyncio.Future[_T]:
+    """Hold the event that is being handled open until the awaitable has ended; see `hold`.
+
+    Returns:
+        The task in which it runs, or the awaitable itself if it is a future.
+    """
+    held = _open_work("until").held
+    future = asyncio.ensure_future(awaitable)
+    held.append(future)
+    return future
+
+
+def skip_answer() -> None:
+    """Say that the message being handled gets no answer; no effect where none is awaited."""
+    work = _current.get(None)
+    if work is not None:
+        work.skips_answer = True
+        _finish(work.answered)
+
+
+def handler_raised() -> None:
+    """Say so where a framework swallows it: then nothing holds the event open any more."""
+    work = _current.get(None)
+    if work is not None:
+        work.held.clear()
+        skip_answer()
+
+
+def being_handled() -> bool:
+    """Whether the caller runs in the handler of an event, or in a task started there."""
+    work = _current.get(None)
+    return work is not None and not work.closed
+
+
+async def handle_whole(handle: _Handle, event: Dispatch) -> None:
+    """Call the handler, then wait for all that holds the event open.
+
+    Raises:
+        CancelledError: the event was not handled.
+    """
+    work = _Work()
+    _current.set(work)
+    try:
+        await handle(event)
+        work.in_handler = False
+        if work.held:
+            await end_of(work.held)
+            for future in work.held:
+                future.result()
+    finally:
+        work.closed = True
+
+
+async def end_of(futures: Collection[asyncio.Future[Any]]) -> None:
+    """Wait for these, and for those added meanwhile.
+
+    Raises:
+        CancelledError: one of them was cancelled, or the caller was: then all of them are.
+    """
+    try:
+        while pending := [future for future in futures if not future.done()]:
+            await asyncio.wait(pending)  # `await future` could have our cancellation swallowed
+    finally:
+        for future in futures:
+            future.cancel()
+    if any(future.cancelled() for future in futures):
+        raise asyncio.CancelledError
+
+
+class Answers:
+    """The messages of one bot that wait for their answers.
+
+        answers = Answers()
+        ShardRunner(..., handle=answers.awaited(handle))
+        answers.sent(body)  # where the bot sends, once QQ has accepted it
+
+    Args:
+        timeout: seconds, from the end of the handler, after which a message that got no answer
+            needed none. 60 is our choice.
+        in_handler: whether an answer that the handler itself sends counts. Turn it off for an
+            application whose handler acknowledges the message ("working on it…") and answers later.
+    """
+
+    def __init__(self, timeout: float = 60.0, *, in_handler: bool = True) -> None:
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool):
+            raise TypeError(f"timeout must be seconds as a float, not {timeout!r}")
+        if not timeout > 0:  # true for NaN
+            raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        self._timeout = timeout
+        self._in_handler = in_handler
+        self._waiting: dict[str, _Work] = {}
+
+    def __repr__(self) -> str:
+        return f"<Answers timeout={self._timeout:g} waiting={len(self._waiting)}>"
+
+    def awaited(self, handle: _Handle) -> _Handle:
+        """Return a handler that ends when the message was answered."""
+
+        async def handle_and_wait(event: Dispatch) -> None:
+            work, message_id = _current.get(None), _message_id(event)
+            if work is None or work.closed:
+                await handle_whole(handle_and_wait, event)
+                return
+            if message_id is None:
+                await handle(event)
+                return
+            work.answered = asyncio.get_running_loop().create_future()
+            self._waiting[message_id] = work
+            try:
+                await handle(event)
+                work.in_handler = False
+                if not (work.held or work.skips_answer):
+                    await asyncio.wait([work.answered], timeout=self._timeout)
+            finally:
+                if self._waiting.get(message_id) is work:
+                    del self._waiting[message_id]
+
+        return handle_and_wait
+
+    def sent(self, body: object, error: BaseException | None = None) -> None:
+        """Note what was sent to QQ's message endpoints, from any thread.
+
+        Args:
+            body: the request's JSON, or as much of it as there is.
+            error: what the call raised. Only a repetition was an answer all the same.
+        """
+        if isinstance(body, Mapping) and _is_answer(body) and (error is None or _repeats(error)):
+            self.accepted(body["msg_id"])
+
+    def accepted(self, message_id: str) -> None:
+        """Note that QQ accepted an answer to the message with this id, from any thread."""
+        work = self._waiting.get(message_id)
+        if work is None or work.answered is None:
+            return
+        inside = work.in_handler and _current.get(None) is work
+        if self._in_handler or not inside:
+            loop = work.answered.get_loop()
+            if loop is asyncio._get_running_loop():
+                _finish(work.answered)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(_finish, work.answered)
+
+
+Until: TypeAlias = Literal["handled", "answered"] | Answers
+"""When an event is done: when its handler has ended, or when its message was answered."""
+
+
+def answers_for(until: Until) -> Answers | None:
+    """Return what awaits the answers, `None` if nothing does.
+
+    Raises:
+        ValueError: it is neither `"handled"` nor `"answered"` nor `Answers`.
+    """
+    if isinstance(until, Answers):
+        return until
+    if until not in ("handled", "answered"):
+        raise ValueError(f"until must be 'handled', 'answered' or Answers(…), not {until!r}")
+    return Answers() if until == "answered" else None
+
+
+def _open_work(name: str) -> _Work:
+    work = _current.get(None)
+    if work is None:
+        raise RuntimeError(f"{name}() holds an event open: call it in the event's handler")
+    if work.closed:
+        raise RuntimeError(f"{name}() comes too late: the event has been handled")
+    return work
+
+
+def _finish(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
+def _message_id(event: Dispatch) -> str | None:
+    """Return the id that an answer would name; `None` if the event is no message."""
+    if not event.type.endswith("MESSAGE_CREATE") or not isinstance(event.data, Mapping):
+        return None
+    message_id = event.data.get("id")
+    return message_id if isinstance(message_id, str) and message_id else None
+
+
+def _is_answer(body: Mapping[str, Any]) -> bool:
+    if not isinstance(body.get("msg_id"), str) or body.get("msg_type") == _TYPING:
+        return False
+    stream = body.get("stream")
+    state = stream.get("state") if isinstance(stream, Mapping) else body.get("input_state")
+    return state in (None, _STREAM_DONE)
+
+
+def _repeats(error: BaseException) -> bool:
+    """Whether QQ refused an answer because it had accepted it before."""
+    code = getattr(error, "code", None)
+    return code == REPEATED or str(REPEATED) in str(error) or _REPEATED_WORDS in str(error)
