@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections import deque
-from heapq import heappop, heappush
-from itertools import count, islice
+from heapq import heappop, heappush, nsmallest
+from itertools import count
 from math import ceil, inf
 
 from ..state import MAX_INTEGER
@@ -72,9 +71,7 @@ class Watermark:
         self._top = -1  # highest number received by this process
         self._open: dict[int, float] = {}  # number -> when to let it go; inf: none has begun it
         self._lowest = -1  # open number, or -1
-        self._queue: deque[int] = deque()  # ascending: the open numbers, and some that were
-        self._late: list[int] = []  # a heap: those that came after a higher one
-        self._sweep_at = MAX_RUNS  # length of either at which those no longer open are dropped
+        self._heap: list[int] = []  # the open numbers, and some that were
         self._used: dict[int, float] = {}  # seconds held before this delivery, if any
         self._failed: set[int] = set()  # open, but in nobody's hands
         self._runs = _Runs()
@@ -132,7 +129,7 @@ class Watermark:
         if self.received is None or seq > self.received:  # it has no history
             self.received = self._top = seq
             self._open[seq] = inf
-            self._queue.append(seq)
+            heappush(self._heap, seq)
             if self._lowest < 0:
                 self._lowest = seq
             return True
@@ -144,10 +141,8 @@ class Watermark:
             return False
         if self.settled is None or seq > self.settled:
             self._open[seq] = inf
-            heappush(self._late, seq)
+            heappush(self._heap, seq)
             self._advance()
-            if len(self._late) > self._sweep_at:
-                self._sweep()
         return True  # a number at or below the mark is delivered, but never lowers the mark
 
     def begin(self, seq: int, generation: int) -> None:
@@ -170,8 +165,8 @@ class Watermark:
         self._runs.add(seq)
         if seq == self._lowest:
             self._advance()
-        elif len(self._queue) > self._sweep_at:
-            self._sweep()
+        elif len(self._heap) > 2 * len(self._open) + MAX_RUNS:
+            self._heap = sorted(self._open)
 
     def fail(self, seq: int, generation: int) -> None:
         """Note that nobody handles this number any more: if it comes again, it needs handling."""
@@ -245,10 +240,7 @@ class Watermark:
 
     def _lowest_numbers(self) -> list[int]:
         """Return the lowest open numbers, and those whose time was restored."""
-        queued = (seq for seq in self._queue if seq in self._open)
-        late = [seq for seq in self._late if seq in self._open]
-        numbers = {*islice(queued, MAX_STORED_HELD), *late, *self._used}
-        return sorted(numbers)[:MAX_STORED_HELD]
+        return nsmallest(MAX_STORED_HELD, {*self._open, *self._used})
 
     def _used_by(self, seq: int) -> float:
         until = self._open.get(seq, inf)
@@ -262,24 +254,14 @@ class Watermark:
         self._open[seq] = inf
         return True
 
-    def _sweep(self) -> None:
-        self._queue, self._late = deque(sorted(self._open)), []
-        self._sweep_at = 2 * len(self._open) + MAX_RUNS
-
     def _advance(self) -> None:
         """Find the lowest open number, and move the mark below it."""
-        queue, late, numbers = self._queue, self._late, self._open
+        heap, numbers = self._heap, self._open
         if not numbers:
-            queue.clear()
-            late.clear()
-        while queue and queue[0] not in numbers:
-            queue.popleft()
-        while late and late[0] not in numbers:
-            heappop(late)
-        if queue and not (late and late[0] < queue[0]):
-            self._lowest = queue[0]
-        else:
-            self._lowest = late[0] if late else -1
+            heap.clear()
+        while heap and heap[0] not in numbers:
+            heappop(heap)
+        self._lowest = heap[0] if heap else -1
         if self._still:
             return
         best = self._top if self._lowest < 0 else self._runs.highest_below(self._lowest)
