@@ -351,10 +351,17 @@ class ShardRunner:
         elif isinstance(event, Ready | Resumed):
             self._health = replace(self._health, connected_since=now)
             self._log.session(event)
-        elif isinstance(event, Hello) and event.handshake is not None:
-            if event.handshake == "Identify" and self._pace is not None:
-                self._pace.identified(self._gateway.shard)
-            self._log.handshake(event.handshake, self._gateway.settled)
+        elif isinstance(event, Hello):
+            self._greeted(event)
+
+    def _greeted(self, hello: Hello) -> None:
+        if hello.heartbeat_interval < 1.0:
+            self._log.short_interval(hello.heartbeat_interval)
+        if hello.handshake is None:
+            return
+        if hello.handshake == "Identify" and self._pace is not None:
+            self._pace.identified(self._gateway.shard)
+        self._log.handshake(hello.handshake, self._gateway.settled)
 
     def _note_close(self, code: int | None, rule: CloseRule) -> None:
         self._health = replace(

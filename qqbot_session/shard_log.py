@@ -45,6 +45,10 @@ class ShardLog:
         text = name if seq is None else f"{name} from {seq}"
         self._say(logging.INFO, "%s", text, reason=name.lower(), seq=seq)
 
+    def short_interval(self, seconds: float) -> None:
+        text = "the gateway asks for a heartbeat every %g s: sending one every second"
+        self._say(logging.WARNING, text, seconds, reason="short_interval")
+
     def session(self, event: Ready | Resumed) -> None:
         name = type(event).__name__.upper()
         self._say(logging.INFO, "%s, number %s", name, event.seq, reason=name.lower())

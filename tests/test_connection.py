@@ -94,6 +94,31 @@ def test_a_second_hello_or_opening_brings_no_second_handshake() -> None:
     assert line.get_timer() == NOW + 7
 
 
+@pytest.mark.parametrize("milliseconds", [0.001, 1, 999])
+def test_an_interval_below_a_second_is_taken_as_one_second(milliseconds: float) -> None:
+    line = opened()
+    hello = line.receive({"op": 10, "d": {"heartbeat_interval": milliseconds}}, NOW)
+    assert hello == Hello(milliseconds / 1000, "Identify")
+    line.receive(READY, NOW)
+    assert line.get_timer() == NOW + 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "field"),
+    [
+        ('{"op": 0, "s": %s, "t": "X"}', "s must be"),
+        ('{"op": 10, "d": {"heartbeat_interval": %s}}', "heartbeat_interval is out of range"),
+        ('{"op": %s.5}', "op must be"),
+    ],
+)
+def test_a_number_of_400_digits_is_refused_with_a_short_sentence(frame: str, field: str) -> None:
+    # promise 19
+    line = greeted()
+    with pytest.raises(GatewayProtocolError, match=field) as caught:
+        line.receive(frame % ("9" * 400), NOW)
+    assert len(str(caught.value)) < 100
+
+
 def test_without_hello_for_20_seconds_the_line_is_given_up() -> None:
     # promise 20
     line = opened()

@@ -318,8 +318,9 @@ async def test_muted_acknowledgements_are_still_heartbeats(bot: Bot, gateway: Lo
 
 @pytest.mark.parametrize("identified", [False, True])
 async def test_a_line_without_heartbeat_is_closed_with_4009(
-    http: aiohttp.ClientSession, identified: bool
+    http: aiohttp.ClientSession, identified: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("qqbot_session.testing.frames._LEAST_PATIENCE", 0.0)
     async with LocalGateway(heartbeat_interval=0.05) as gateway:
         bot = Bot(http, gateway)
         await (bot.identify() if identified else bot.connect())
@@ -328,7 +329,10 @@ async def test_a_line_without_heartbeat_is_closed_with_4009(
         assert (client.close_code, client.closed_by) == (4009, "gateway")
 
 
-async def test_heartbeats_keep_a_line_open(http: aiohttp.ClientSession) -> None:
+async def test_heartbeats_keep_a_line_open(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qqbot_session.testing.frames._LEAST_PATIENCE", 0.0)
     async with LocalGateway(heartbeat_interval=0.1) as gateway:
         bot = Bot(http, gateway)
         await bot.identify()

@@ -91,3 +91,16 @@ def test_a_name_that_is_no_unicode_can_be_written_down() -> None:
     recent = RecentEvents(2)
     recent.add("X:\ud800")
     assert "X:\ud800" in restored(recent, 2)
+
+
+def test_a_long_id_is_known_again_and_not_kept() -> None:
+    recent = RecentEvents(8)
+    long_id = "x" * 100_000
+    name = recent.name("C2C_MESSAGE_CREATE", "e1", {"id": long_id})
+    assert name is not None
+    assert len(name) == 16
+    recent.add(name)
+    again = restored(recent, 8)
+    assert name in recent
+    assert name in again
+    assert recent.name("C2C_MESSAGE_CREATE", "e2", {"id": long_id + "y"}) not in again

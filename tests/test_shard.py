@@ -933,6 +933,50 @@ async def test_every_step_has_one_log_line_with_fields(caplog: pytest.LogCapture
         assert "secret-token" not in caplog.text
 
 
+async def test_nothing_that_people_wrote_is_in_a_log_line_or_in_its_fields(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # promise 33
+    caplog.set_level(logging.DEBUG, "qqbot_session")
+
+    async def fail(event: Dispatch) -> None:
+        raise ValueError("a bug")
+
+    def observe(event: Event) -> None:
+        raise KeyError("a bug")
+
+    async with a_world(observe=observe) as world:
+        world.work = fail
+        line = await world.line()
+        line.hello()
+        line.say(op=0, s=1, t="READY", d={"session_id": "S", "user": {"username": "PIN 4711"}})
+        line.say(op=0, s=2, t=KIND, id="e2", d={"id": "m2", "content": "PIN 4711"})
+        line.say(op=99, d="PIN 4711")
+        line.say(op=0, s="PIN 4711", t=KIND, d="PIN 4711")
+        line.say(op="PIN 4711")
+        await settle()
+        event = {"type": KIND, "seq": 2, "id": "e2"}
+        told = [r.qqbot_event for r in caplog.records if hasattr(r, "qqbot_event")]
+        assert told == [event, event]  # of the observer and of the handler
+        assert not [r for r in caplog.records if "4711" in f"{r.getMessage()} {vars(r)}"]
+        assert "4711" not in repr(world.seen) + repr(world.runner)
+
+
+async def test_a_tiny_heartbeat_interval_is_one_warning_and_a_heartbeat_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with a_world() as world:
+        line = await world.line()
+        line.hello(0.001)
+        await settle()
+        line.ready()
+        for _ in range(10):
+            line.say(op=11)
+            await asyncio.sleep(1)
+        assert len([frame for frame in line.sent if frame["op"] == 1]) <= 11
+        assert [reason(r) for r in caplog.records].count("short_interval") == 1
+
+
 async def test_a_logging_filter_that_raises_ends_nothing() -> None:
     # promise 1
     def broken(record: logging.LogRecord) -> bool:

@@ -41,6 +41,7 @@ MAX_SESSION_ID = 512  # characters; the gateway's are UUIDs
 _MAX_FRAME = 4 * 2**20  # characters or bytes; our choice, aiohttp's default
 _CLOSE_CODE = 4000  # our choice: 1000 and 1001 might end the session
 _PATIENCE = 20.0  # seconds for Hello, then for READY or RESUMED after each event; our choice
+_SHORTEST_INTERVAL = 1.0  # seconds between heartbeats, whatever Hello says; our choice
 _LATE = 1.0  # seconds; a timer that fires later judges nothing, and is asked again as much later
 
 
@@ -277,8 +278,8 @@ class Connection:
             raise GatewayProtocolError(f"heartbeat_interval must be a number, not {_short(value)}")
         if not 0 < value <= MAX_INTEGER:  # false for NaN too
             raise GatewayProtocolError(f"heartbeat_interval is out of range: {_short(value)}")
-        self._interval = value / 1000
-        return Hello(self._interval, None if self._token is None else self._shake_hands(now))
+        self._interval = max(value / 1000, _SHORTEST_INTERVAL)
+        return Hello(value / 1000, None if self._token is None else self._shake_hands(now))
 
     def _on_dispatch(self, payload: Mapping[str, Any], now: float) -> Event:
         seq, kind, event_id = payload.get("s"), payload.get("t"), payload.get("id")

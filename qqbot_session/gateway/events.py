@@ -1,6 +1,7 @@
 """What the gateway said: one class per kind of frame.
 
-Events are values, and not frozen only because making a frozen one takes four times as long.
+Events are values, and not frozen only because making a frozen one takes four times as long. What
+people wrote is in no `repr`, because a `repr` ends up in logs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Hello(_Event):
     """Op 10, the first frame.
 
     Attributes:
-        heartbeat_interval: seconds.
+        heartbeat_interval: seconds, as received; less than 1 is taken as 1.
         handshake: what answers it, and is among the frames to send; `None` before `opened`, or if
             no Identify may be sent now.
     """
@@ -42,7 +43,7 @@ class Ready(_Event):
 
     session_id: str = field(repr=False)
     seq: int | None
-    user: Any = field(hash=False)
+    user: Any = field(hash=False, repr=False)
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -65,14 +66,15 @@ class Dispatch(_Event):
         already_handled: skip it. Its number was settled before, or its id is in the memory of
             recent events, or a handler of this process still has it, under this number or
             another. Only ever set when that is certain.
-        name: what the memory of recent events knows it by; `None` without that memory.
+        name: what the memory of recent events knows it by, with a digest in place of a long id;
+            `None` without that memory.
         generation: which session of which `GatewaySession` of this process it belongs to.
     """
 
     type: str
     seq: int | None = None
     id: str | None = None
-    data: Any = field(default=None, hash=False)
+    data: Any = field(default=None, hash=False, repr=False)
     replayed: bool = False
     already_handled: bool = False
     name: str | None = field(default=None, repr=False)
@@ -111,7 +113,7 @@ class Unknown(_Event):
     """An op that no document names. It changed nothing: ignore it."""
 
     op: int
-    payload: Mapping[str, Any] = field(hash=False)
+    payload: Mapping[str, Any] = field(hash=False, repr=False)
 
 
 Event: TypeAlias = (

@@ -5,8 +5,9 @@ Rules:
 * An event is known by its type and id, once it was handled. A number says nothing: the same
   message was seen again under another one, within a second and after minutes, also across
   restarts (field reports).
-* At least the last `limit` are known in memory, exactly those are written down, as digests:
-  the digest of a name is made when it is first written or looked for among restored ones.
+* At least the last `limit` are known in memory, and exactly those are written down, as digests. The
+  digest of a name is made when it is first written or looked for among restored ones; that of a
+  long name at once, so that no id, however long, is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from itertools import islice
 MAX_REMEMBERED = 512
 """The largest `remember_events`: less than 9 KiB in the record."""
 
+_LONG = 128  # characters; QQ's names have about 100
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -56,7 +58,10 @@ class RecentEvents:
         name: object = event_id
         if kind.endswith("MESSAGE_CREATE") and (type(data) is dict or isinstance(data, Mapping)):
             name = data.get("id") or event_id
-        return f"{kind}:{name}" if name and isinstance(name, str) else None
+        if not name or not isinstance(name, str):
+            return None
+        name = f"{kind}:{name}"
+        return name if len(name) <= _LONG else _digest(name)
 
     def add(self, name: str) -> None:
         names = self.names
@@ -90,4 +95,7 @@ class RecentEvents:
 
 
 def _digest(name: str) -> str:
+    """Return the digest of a name, or the name itself if it is one already."""
+    if _DIGEST.fullmatch(name):
+        return name
     return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]

@@ -20,6 +20,7 @@ from .sessions import Event, Session, Sessions
 from .settings import Refusal, Script, Settings, Shard
 
 _PATIENCE = 2.0  # heartbeat intervals without a heartbeat until a line is closed
+_LEAST_PATIENCE = 2.5  # seconds; `qqbot_session` sends a heartbeat a second at most
 _SERVER_OPS = frozenset({0, 7, 9, 10, 11})
 
 _log = logging.getLogger("qqbot_session.testing")
@@ -72,7 +73,7 @@ class Frames:
         return line.push(event.payload, record)
 
     def _expect_heartbeat(self, line: Line) -> None:
-        limit = self._settings.heartbeat_interval * _PATIENCE
+        limit = max(self._settings.heartbeat_interval * _PATIENCE, _LEAST_PATIENCE)
         line.later("heartbeat", limit, line.close, 4009, "Session timed out")
 
     def _on_heartbeat(self, line: Line, d: object) -> None:

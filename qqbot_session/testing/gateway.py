@@ -86,7 +86,7 @@ class LocalGateway(Settings, Samples):
         host: where to listen.
         port: where to listen; 0 for any free port.
         heartbeat_interval: seconds. A line without a heartbeat (before its Identify or Resume:
-            without either) for two intervals is closed with 4009.
+            without either) for two intervals, but at least 2.5 s, is closed with 4009.
         shards: the number of shards that `/gateway/bot` suggests.
         session_starts: Identifies granted per app until the budget is reset; then op 9, 4903.
         session_reset: seconds from an app's first Identify until its budget is full again.
