@@ -20,6 +20,7 @@ FLOORS = {
     "errors": (1, 1),
     "logs": (1, 1),
     "state": (2, 0),
+    "network": (2, 0),
     "guard": (3, 0),
     "judging": (3, 0),
     "ledger": (3, 0),

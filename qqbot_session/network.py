@@ -1,0 +1,140 @@
+"""Names looked up and addresses connected to, without waiting for anybody else.
+
+Rules:
+
+* A look-up has a daemon thread of its own. Handlers that keep the loop's threads busy hold up no
+  line, and a resolver that hangs does not hold up the end of the process.
+* Addresses are tried a quarter of a second apart, IPv6 and IPv4 in turns (RFC 8305, Happy
+  Eyeballs), so that an address that leads nowhere costs no more than that. This works on every
+  event loop; `create_connection` of uvloop cannot do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from typing import Any, TypeAlias
+
+Address: TypeAlias = tuple[Any, ...]
+"""As `socket.getaddrinfo` gives them: family, type, protocol, canonical name, address."""
+
+_HEAD_START = 0.25  # seconds between two attempts (RFC 8305, section 5)
+
+
+async def look_up(host: str, port: int, family: int = 0) -> list[Address]:
+    """Return the addresses of a host.
+
+    Args:
+        family: only those of this family; 0 = all.
+
+    Raises:
+        OSError: there are none to be had.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Address]] = loop.create_future()
+
+    def work() -> None:
+        try:
+            addresses, error = _look_up(host, port, family), None
+        except Exception as failure:  # noqa: BLE001 - raised where it is awaited
+            addresses, error = [], failure
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(tell, addresses, error)
+
+    def tell(addresses: list[Address], error: Exception | None) -> None:
+        if found.done():  # nobody waits any more
+            return
+        if error is None:
+            found.set_result(addresses)
+        else:
+            found.set_exception(error)
+
+    try:
+        threading.Thread(target=work, name="qqbot_session:look_up", daemon=True).start()
+    except RuntimeError as error:  # no thread to be had
+        raise OSError(f"cannot look up {host}: {error}") from error
+    return await found
+
+
+async def dial(host: str, port: int) -> socket.socket:
+    """Return a TCP socket that is connected to the host, whichever of its addresses answers first.
+
+    Raises:
+        OSError: none does.
+    """
+    addresses = _in_turns(await look_up(host, port))
+    attempts: list[asyncio.Task[socket.socket]] = []
+    winner: asyncio.Task[socket.socket] | None = None
+    try:
+        for address in addresses:
+            attempts.append(asyncio.create_task(_connect(address), name="qqbot_session:dial"))
+            last = address is addresses[-1]
+            if winner := await _first(attempts, None if last else _HEAD_START):
+                return winner.result()
+    finally:
+        for attempt in attempts:
+            if attempt is not winner:
+                attempt.cancel()
+                attempt.add_done_callback(_discard)
+    reasons = dict.fromkeys(map(_failure, attempts))
+    raise OSError(f"cannot connect to {host}:{port}: {'; '.join(reasons) or 'no address'}")
+
+
+def _look_up(host: str, port: int, family: int) -> list[Address]:
+    kind = socket.SOCK_STREAM
+    try:
+        return list(socket.getaddrinfo(host, port, family, kind, 0, socket.AI_ADDRCONFIG))
+    except socket.gaierror:  # loopback alone counts as no address there (AI_ADDRCONFIG)
+        return list(socket.getaddrinfo(host, port, family, kind))
+
+
+def _in_turns(addresses: Sequence[Address]) -> list[Address]:
+    """Return them in turns of their families, the resolver's first choice first."""
+    families = dict.fromkeys(address[0] for address in addresses)
+    groups = [[address for address in addresses if address[0] == each] for each in families]
+    return [address for address in chain(*zip_longest(*groups)) if address is not None]
+
+
+async def _connect(address: Address) -> socket.socket:
+    family, kind, protocol, _, where = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _first(
+    attempts: Sequence[asyncio.Task[socket.socket]], patience: float | None
+) -> asyncio.Task[socket.socket] | None:
+    """Return the attempt that succeeded; none once all failed or, if any is left, in time."""
+    loop = asyncio.get_running_loop()
+    end = None if patience is None else loop.time() + patience
+    while pending := [attempt for attempt in attempts if not attempt.done()]:
+        left = None if end is None else max(0.0, end - loop.time())
+        done, _ = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return None
+        if any(map(_succeeded, done)):
+            break
+    return next(filter(_succeeded, attempts), None)
+
+
+def _succeeded(attempt: asyncio.Task[socket.socket]) -> bool:
+    return attempt.done() and not attempt.cancelled() and attempt.exception() is None
+
+
+def _failure(attempt: asyncio.Task[socket.socket]) -> str:
+    return "cancelled" if attempt.cancelled() else str(attempt.exception())
+
+
+def _discard(attempt: asyncio.Task[socket.socket]) -> None:
+    if _succeeded(attempt):
+        attempt.result().close()
