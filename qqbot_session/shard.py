@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -45,6 +46,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 
 _TOKEN_WAIT = 10.0  # seconds for `token`; these are our choice
 _CONNECT_WAIT = 10.0  # seconds for `connect`
+_CROWD = 2000  # handlers in flight that are worth a warning
 _GOODBYE = 2.0  # seconds for the peer to answer a close frame, and for a cancelled handler to end
 _CLOSE_CODE = 4000  # 1000 might end the session
 _pause = asyncio.sleep
@@ -168,6 +170,7 @@ class ShardRunner:
         self._refresh_token = False
         self._handlers: dict[asyncio.Task[None], Dispatch] = {}
         self._waiting: deque[Dispatch] = deque()
+        self._crowd = _CROWD
         self._cancels = 0  # requests to cancel our task that came before `run`
         self._clock = time.monotonic  # the loop's, once there is one
         self._epoch = 0.0  # what dates that clock, which nobody sets
@@ -215,6 +218,7 @@ class ShardRunner:
     async def _one_line(self) -> CloseRule:
         """Open a line, serve it to its end, and return what follows."""
         connection, code = self._gateway.connect(), None
+        self._crowd = _CROWD
         self._clock = asyncio.get_running_loop().time
         self._epoch = time.time() - self._clock()
         try:
@@ -337,6 +341,8 @@ class ShardRunner:
             return
         if type(event) is not Dispatch:
             self._note(event, now)
+        elif event.renumbered:
+            self._log.renumbered(event)
         if event.released:
             self._log.released(event.released)
         if self._observe is not None:
@@ -383,6 +389,9 @@ class ShardRunner:
 
     def _start(self, event: Dispatch) -> None:
         """Start the event's handler, or let it wait for a place."""
+        if len(self._handlers) + len(self._waiting) >= self._crowd:
+            self._log.crowd(self._crowd)
+            self._crowd = sys.maxsize  # until the next line
         if self._concurrency is not None and len(self._handlers) >= self._concurrency:
             self._waiting.append(event)
             return
@@ -449,9 +458,12 @@ class ShardRunner:
         return self._epoch + self._clock()
 
     def _raise_if_asked_to_end(self, error: BaseException) -> None:
-        """Raise a cancellation that is ours; one that came out of a library is its failure."""
-        if isinstance(error, asyncio.CancelledError) and _requests_to_cancel() > self._cancels:
-            raise error
+        """Raise `CancelledError` if we were cancelled, whatever a library made of that.
+
+        A cancellation that nobody asked for is the failure of the library that it came out of.
+        """
+        if _requests_to_cancel() > self._cancels:
+            raise error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError
 
 
 def account_id_for(app_id: str, shard: tuple[int, int] = (0, 1), *, sandbox: bool = False) -> str:

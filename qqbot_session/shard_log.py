@@ -32,6 +32,7 @@ class ShardLog:
         self._account_id = account_id
         self._skipped = 0  # frames since the last line about them
         self._quiet_until = 0.0  # on the loop's clock
+        self._has_renumbered = False
 
     def connected(self) -> None:
         self._say(logging.INFO, "connected", reason="connected")
@@ -79,6 +80,20 @@ class ShardLog:
             self._quiet_until = now + _QUIET
             count, self._skipped = self._skipped, 0
             self._say(logging.WARNING, "skipped %d frame(s): %s", count, error, reason="skipped")
+
+    def renumbered(self, event: Dispatch) -> None:
+        """Log that the gateway gave a known number to a new event; once."""
+        if not self._has_renumbered:
+            self._has_renumbered = True
+            text = "the gateway gave number %s, which it had given before, to a new event: handled"
+            self._say(logging.WARNING, text, event.seq, reason="renumbered", event=named(event))
+
+    def crowd(self, count: int) -> None:
+        text = (
+            "%d handlers are in flight: they wait for something that hangs, or events come faster "
+            "than they are handled"
+        )
+        self._say(logging.WARNING, text, count, reason="crowd")
 
     def released(self, numbers: tuple[int, ...]) -> None:
         shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")

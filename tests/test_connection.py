@@ -10,6 +10,7 @@ from driven import HELLO, NOW, Driven, sent
 
 from qqbot_session.errors import GatewayProtocolError
 from qqbot_session.gateway import (
+    CLOSE_RULES,
     Connection,
     Dispatch,
     GatewaySession,
@@ -313,9 +314,47 @@ def test_op_1_while_resuming_is_answered_too() -> None:
 )
 def test_op_7_and_op_9_end_the_line_with_4000(frame: dict[str, Any], event: object) -> None:
     # promise 16
-    for line in (greeted(), running()):
-        assert line.receive(frame, NOW) == event
-        assert line.close_with == 4000
+    line = running()
+    assert line.receive(frame, NOW) == event
+    assert line.close_with == 4000
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_after_op_9_upon_an_identify_the_close_frame_is_waited_for(resumable: bool) -> None:
+    # promise 16
+    line = greeted()
+    line.receive({"op": 9, "d": resumable}, NOW)
+    assert (line.close_with, line.get_timer()) == (None, NOW + 1)
+    line.receive({"op": 11}, NOW + 0.5)
+    line.handle_timer(NOW + 1)
+    assert line.close_with == 4000
+
+
+def test_what_closes_the_line_after_op_9_is_what_the_refusal_means() -> None:
+    # promise 16
+    line = greeted()
+    line.receive({"op": 9, "d": False}, NOW)
+    rule = line.closed(4914)
+    assert (rule.next, rule.meaning) == (Next.STOP, CLOSE_RULES[4914].meaning)
+
+
+def test_any_frame_is_a_sign_of_life_however_long_the_replay() -> None:
+    # promise 20
+    gateway = make()
+    running(gateway).closed(None)
+    line, now = greeted(gateway), NOW
+    for seq in range(2, 502):
+        now += 1.0
+        while (due := line.get_timer()) is not None and due <= now:
+            line.handle_timer(now)
+        line.receive(message(seq), now)
+    assert line.close_with is None
+    assert len(line.frames_to_send()) == 11  # a heartbeat every 45 s
+    for _ in range(2):  # then nothing comes any more
+        due = line.get_timer()
+        assert due is not None
+        line.handle_timer(due)
+    assert line.close_with == 4000
 
 
 def test_what_comes_behind_op_7_is_still_taken() -> None:

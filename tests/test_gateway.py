@@ -510,6 +510,7 @@ def test_the_third_identify_in_a_row_that_is_answered_with_op_9_stops_and_names_
     assert [rule.next for rule in rules] == [IDENTIFY, IDENTIFY, STOP]
     assert [rule.refresh_token for rule in rules] == [True, True, False]
     assert "33554944 (1 << 9 | 1 << 25)" in rules[-1].meaning
+    assert "closed with 4903: The gateway had an internal error." in rules[-1].meaning
 
 
 def test_ready_ends_the_row_of_refused_identifies() -> None:

@@ -675,6 +675,61 @@ async def test_pace_is_told_of_a_line_that_never_opened() -> None:
         assert pace.told == ["may I", "ended"]
 
 
+@pytest.mark.parametrize("where", ["before_identify", "token", "connect", "receive", "close"])
+async def test_a_cancellation_that_a_library_turns_into_an_error_ends_run(where: str) -> None:
+    # promise 20
+    reached = asyncio.Event()
+
+    async def hang(*_: object) -> Any:
+        reached.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise RuntimeError("could not") from None
+
+    options = {} if where in ("receive", "close") else {where: hang}
+    async with a_world(**options) as world:
+        if where in ("receive", "close"):
+            line = await world.up()
+            setattr(line, where, hang)
+            line.say(op=7 if where == "close" else 11)
+        await reached.wait()
+        world.task.cancel()
+        await asyncio.wait([world.task], timeout=3600)
+        assert world.task.cancelled()
+
+
+async def test_thousands_of_handlers_in_flight_are_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with a_world(grace=0.0) as world:
+        line = await world.up()
+        world.work = lambda event: asyncio.Event().wait()
+        for seq in range(2, 4002):
+            line.event(seq)
+        while world.runner.health.in_flight < 4000:
+            await settle()
+        assert [reason(r) for r in caplog.records].count("crowd") == 1
+
+
+async def test_a_new_event_under_a_known_number_is_handled_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # promise 18
+    async with a_world() as world:
+        line = await world.up()
+        for seq in range(2, 5):
+            line.event(seq)
+        await settle()
+        for seq in range(2, 5):
+            line.say(op=0, s=seq, t=KIND, id=f"x{seq}", d={"id": f"new{seq}"})
+            line.say(op=0, s=seq, t=KIND, id=f"x{seq}", d={"id": f"new{seq}"})
+            line.say(op=0, s=seq, t=KIND, id=f"e{seq}", d={"id": f"m{seq}"})
+        await settle()
+        assert sorted(world.handled) == [2, 2, 3, 3, 4, 4]  # type: ignore[type-var]
+        assert [reason(r) for r in caplog.records].count("renumbered") == 1
+
+
 async def test_steps_of_the_wall_clock_are_no_dead_line(monkeypatch: pytest.MonkeyPatch) -> None:
     # promise 11
     async with a_world() as world:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -59,13 +61,45 @@ async def a_token(qq: LocalGateway) -> str:
         return str((await answer.json())["access_token"])
 
 
+@asynccontextmanager
+async def a_raw_server(frames: bytes) -> AsyncIterator[str]:
+    """Accept a WebSocket and send these bytes as they are."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(
+            line for line in head.splitlines() if line.lower().startswith("sec-websocket-key")
+        )
+        magic = key.partition(":")[2].strip() + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(magic.encode()).digest()).decode()
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            + f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+            + frames
+        )
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    async with server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
 async def test_frames_come_as_they_were_sent(connect: Connect, qq: LocalGateway) -> None:
     socket = await connect(qq.ws_url)
     await socket.receive()
     await qq.send("text")
     await qq.send(b"\x00\xff")
-    assert [await socket.receive(), await socket.receive()] == ["text", b"\x00\xff"]
+    assert [await socket.receive(), await socket.receive()] == [b"text", b"\x00\xff"]
     await socket.close(4000)
+
+
+async def test_a_text_frame_that_is_not_utf8_does_not_end_the_line(connect: Connect) -> None:
+    # promise 20
+    async with a_raw_server(b"\x81\x02\xff\xfe" + b"\x81\x04text") as url:
+        socket = await connect(url)
+        assert [await socket.receive(), await socket.receive()] == [b"\xff\xfe", b"text"]
+        await socket.close(4000)
 
 
 async def test_a_cancelled_receive_loses_no_frame(connect: Connect, qq: LocalGateway) -> None:
@@ -80,7 +114,7 @@ async def test_a_cancelled_receive_loses_no_frame(connect: Connect, qq: LocalGat
                 seen.append(await socket.receive())
         except TimeoutError:
             continue
-    assert seen == [str(number) for number in range(200)]
+    assert seen == [str(number).encode() for number in range(200)]
     await sending
     await socket.close(4000)
 

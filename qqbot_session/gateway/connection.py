@@ -6,6 +6,7 @@ Rules:
   is as it was, and the socket may be read on (promise 19).
 * Heartbeats, time-outs and answers are decided here; what lasts longer than a socket is the
   `GatewaySession`'s.
+* Any frame is a sign of life: a heartbeat's acknowledgement may be queued behind a long replay.
 * The token is kept from `opened` until it is in the handshake, and shown nowhere.
 
 Sources: as in `session.py`.
@@ -42,6 +43,7 @@ _MAX_FRAME = 4 * 2**20  # characters or bytes; our choice, aiohttp's default
 _CLOSE_CODE = 4000  # our choice: 1000 and 1001 might end the session
 _PATIENCE = 20.0  # seconds for Hello, then for READY or RESUMED after each event; our choice
 _SHORTEST_INTERVAL = 1.0  # seconds between heartbeats, whatever Hello says; our choice
+_VERDICT = 1.0  # seconds for the close frame that says why an Identify met op 9 (field reports)
 _LATE = 1.0  # seconds; a timer that fires later judges nothing, and is asked again as much later
 
 
@@ -56,6 +58,7 @@ class Phase(Enum):
 
 
 _RESUMING = Phase.RESUMING  # looked up for every event
+_ANSWERING = (Phase.RESUMING, Phase.IDENTIFYING)
 
 
 class Connection:
@@ -82,6 +85,7 @@ class Connection:
         "_close_with",
         "_deadline",
         "_gateway",
+        "_heard",
         "_interval",
         "_outbox",
         "_phase",
@@ -97,6 +101,7 @@ class Connection:
         self._deadline: float | None = None  # for Hello, then for READY or RESUMED
         self._beat_at: float | None = None  # when the next heartbeat is due
         self._unanswered = False  # whether a heartbeat waits for its acknowledgement
+        self._heard = False  # whether any frame came since that heartbeat
         self._outbox: list[str] = []
         self._close_with: int | None = None
 
@@ -161,7 +166,7 @@ class Connection:
         if self._deadline is not None and now >= self._deadline:
             self._deadline = self._give_up(self._deadline, now)
         if self._beat_at is not None and now >= self._beat_at:
-            if self._unanswered:
+            if self._unanswered and not self._heard:
                 self._beat_at = self._give_up(self._beat_at, now)
             else:
                 self._beat(now)
@@ -184,6 +189,7 @@ class Connection:
         gateway = self._gateway
         if gateway._connection is not self:
             return Stale()
+        self._heard = True
         payload = frame if type(frame) is dict else _decode(frame)
         op = payload.get("op")
         if type(op) is not int and (not isinstance(op, int) or isinstance(op, bool)):
@@ -261,7 +267,7 @@ class Connection:
 
     def _beat(self, now: float) -> None:
         self._send(1, self._gateway.received)
-        self._unanswered = True
+        self._unanswered, self._heard = True, False
         self._beat_at = now + (self._interval or _PATIENCE)
 
     def _run(self, now: float) -> None:
@@ -298,7 +304,7 @@ class Connection:
             return Resumed(seq)
         replayed = self._phase is _RESUMING
         event = self._gateway._dispatched(kind, seq, event_id, data, replayed)
-        if self._deadline is not None and self._phase is not Phase.OPENED:
+        if self._deadline is not None and self._phase in _ANSWERING:
             self._deadline = now + _PATIENCE
         return event
 
@@ -315,7 +321,9 @@ class Connection:
         resumable = payload.get("d") is True
         if self._phase is Phase.IDENTIFYING:
             self._phase = Phase.REFUSED
-        self._close_with = _CLOSE_CODE
+            self._deadline, self._beat_at = now + _VERDICT, None
+        elif self._phase is not Phase.REFUSED:
+            self._close_with = _CLOSE_CODE
         if not resumable:
             self._gateway._forget()
         return InvalidSession(resumable)

@@ -69,6 +69,7 @@ class Dispatch(_Event):
         name: what the memory of recent events knows it by, with a digest in place of a long id;
             `None` without that memory.
         generation: which session of which `GatewaySession` of this process it belongs to.
+        renumbered: its number was another event's before, and its id is new: worth a warning.
     """
 
     type: str
@@ -79,6 +80,7 @@ class Dispatch(_Event):
     already_handled: bool = False
     name: str | None = field(default=None, repr=False)
     generation: int = field(default=0, repr=False)
+    renumbered: bool = field(default=False, repr=False)
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -366,16 +366,23 @@ class GatewaySession:
             or (bool(recent.restored) and name in recent)
             or (name in self._in_hand and self._is_copy(name, seq))
         )
+        renumbered = False
         if seq is not None:
             needed = watermark.receive(seq)
             if handled:
                 watermark.settle(seq, watermark.generation)
-            elif name is not None and needed:
+            elif name is not None and not needed and not replayed:
+                renumbered = name not in self._in_hand  # another event had this number
+                needed = renumbered
+            if name is not None and needed and not handled:
                 self._in_hand[name] = seq
             handled = handled or not needed
         if replayed and not handled and self._session.failed_resumes:
             self._session = replace(self._session, failed_resumes=0)  # the Resume was answered
-        return Dispatch(kind, seq, event_id, data, replayed, handled, name, watermark.generation)
+        event = Dispatch(kind, seq, event_id, data, replayed, handled, name, watermark.generation)
+        if renumbered:
+            event.renumbered = True
+        return event
 
     def _is_copy(self, name: str, seq: int | None) -> bool:
         """Whether another number's event, which holds the mark, is the same and in hand."""
@@ -399,7 +406,10 @@ class GatewaySession:
         self._connection = None
         self._refusals += refused
         if refused and self._refusals >= _REFUSALS and rule.next is not Next.STOP:
-            rule = CloseRule(Next.STOP, meaning=_refusal(self._session.intents or 0))
+            meaning = _refusal(self._session.intents or 0)
+            if code in self._close_rules and code is not None:
+                meaning += f" It closed with {code}: {rule.meaning}"
+            rule = CloseRule(Next.STOP, meaning=meaning)
         if rule.next is not Next.RESUME:
             self._forget()
         if rule.next is Next.STOP:

@@ -54,5 +54,7 @@ async def connect(http: aiohttp.ClientSession, url: str, **options: Any) -> Aioh
         url: the gateway's address, as `GET /gateway` tells it.
         options: for `ClientSession.ws_connect`, such as `proxy`.
     """
-    ws = await http.ws_connect(url, **{"max_msg_size": MAX_FRAME_BYTES, **options})
+    # Undecoded, a text frame that is not UTF-8 is one skipped frame, and not the end of the line.
+    defaults = {"max_msg_size": MAX_FRAME_BYTES, "decode_text": False}
+    ws = await http.ws_connect(url, **{**defaults, **options})
     return AiohttpSocket(ws)

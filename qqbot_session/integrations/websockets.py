@@ -24,7 +24,8 @@ class WebsocketsSocket:
     async def receive(self) -> str | bytes | None:
         """Return the next frame, `None` after the last; to be cancelled loses no frame."""
         try:
-            return await self._ws.recv()
+            # Undecoded, a text frame that is not UTF-8 is one skipped frame, and not a dead line.
+            return await self._ws.recv(decode=False)
         except ConnectionClosed:
             return None
 
