@@ -42,7 +42,7 @@ from .guard import (
     read_clock,
     retrieve,
 )
-from .ledger import GROWN_UP, Account, Ledger
+from .ledger import Account, Ledger
 from .logs import EXITS, say
 from .storages.base import Storage
 
@@ -89,13 +89,11 @@ class Keeper:
 class Batch:
     """Accounts that are written together."""
 
-    __slots__ = ("done", "ended", "keepers", "outage", "taken", "torn", "windows")
+    __slots__ = ("done", "keepers", "outage", "taken", "torn")
 
     def __init__(self, done: asyncio.Future[None]) -> None:
         self.keepers: dict[str, Keeper] = {}
         self.done = done  # set when the attempt has been made
-        self.ended = 0.0  # when that was, in the loop's seconds
-        self.windows: dict[float, list[Keeper]] = {}  # those who wait less than the debounce
         self.taken = False
         self.torn = 0  # how often its commit was cancelled
         self.outage: BaseException | None = None  # why it is not even attempted
@@ -168,8 +166,6 @@ class GroupCommit:
             self._start(keeper)
         elif at_once:
             _ = self.join(account)
-        elif not account.changed and account.born != GROWN_UP:
-            self._shorten_window(keeper)
 
     def join(self, account: Account) -> asyncio.Future[None]:
         """Put the account into the next batch; the future is set when that was attempted."""
@@ -314,27 +310,6 @@ class GroupCommit:
 
     # Windows
 
-    def _shorten_window(self, keeper: Keeper) -> None:
-        """Wake the task of a young account, first changed in its window, before that is over.
-
-        A process that dies young, again and again, still moves on.
-        """
-        batch, born = keeper.batch, keeper.account.born
-        if batch is None or born is None or not batch.done.done():
-            return  # its write has still to end
-        now = self.running_loop().time()
-        window = max(_FIRST_WINDOW, (batch.ended - born) / 4)
-        if now - born >= _YOUNG or window >= self._debounce or keeper.account.id in self._failing:
-            return  # the timer of its batch comes first
-        if now >= batch.ended + window:
-            _ = self.join(keeper.account)
-        elif keepers := batch.windows.get(window):  # none are left in it once they were woken
-            keepers.append(keeper)
-        else:
-            keepers = [keeper]
-            self._wake_later(batch.ended + window - now, batch, keepers)
-            batch.windows[window] = keepers
-
     def _wake_later(self, delay: float, batch: Batch | None, keepers: list[Keeper]) -> None:
         loop = self.running_loop()
         _ = loop.call_later(delay, self._wake, batch, keepers, context=self._context)
@@ -451,32 +426,28 @@ class GroupCommit:
 
     def _finish(self, batch: Batch, failures: Mapping[str, BaseException]) -> None:
         """Note what was attempted, and when each account may join again."""
-        batch.ended = now = self.running_loop().time()
+        now = self.running_loop().time()
         moment = self._ledger.moment()
         parked: dict[float, list[Keeper]] = {}
-        changed: list[Keeper] = []
         for account_id, keeper in batch.keepers.items():
             account = keeper.account
             if account.born is None:
                 account.born = now
-            elif now - account.born >= _YOUNG:
-                account.born = GROWN_UP
+            age = now - account.born
             delay = self._debounce
+            if age < _YOUNG:
+                delay = min(delay, max(_FIRST_WINDOW, age / 4))
             if account_id in failures and account.unsaved:  # it may have been forgotten meanwhile
                 delay = self._note_failure(account_id, failures[account_id])
             else:
                 self._ledger.acknowledge(account, moment)
                 if self._failing and self._failing.pop(account_id, None) is not None:
                     self._healed.append(account_id)
-                if account.changed and account.born != GROWN_UP:
-                    changed.append(keeper)
             parked.setdefault(delay, []).append(keeper)
         for delay, keepers in parked.items():
             self._wake_later(delay, batch, keepers)
         if not batch.done.done():
             batch.done.set_result(None)
-        for keeper in changed:
-            self._shorten_window(keeper)
         if self._queue and self._queue[0] is batch:
             self._queue.popleft()  # last: what is torn away before this is finished again
 

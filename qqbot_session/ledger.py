@@ -12,16 +12,11 @@ Rules:
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 from .state import SessionState, encode, known_valid
 
 _ABSENT = 1024  # accounts without a record that are remembered, so that nobody asks storage again
-
-GROWN_UP = -math.inf
-"""When an account was born that is past the first seconds, in which it is written more often."""
-
 
 class Source(Protocol):
     """Who knows a session's newest state, as `GatewaySession` does; asked once per batch."""
@@ -87,8 +82,7 @@ class Account:
         handed: what was last encoded is not acknowledged.
         is_ours: this store changed it: what was acknowledged is on storage.
         turned: its session began or ended here.
-        born: when it was first written here, in the loop's seconds; `GROWN_UP` once that is long
-            ago.
+        born: when it was first written here, in the loop's seconds.
         mark: who recorded it last, as long as somebody does.
     """
 
