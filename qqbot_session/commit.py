@@ -7,6 +7,8 @@ Rules:
   and ends if it is not. So the first change after a quiet window is written at once, and under
   constant traffic there is one write per window, which is never pushed back. An account at rest
   has neither task nor timer.
+* What only renews a sign of life waits for a window first, and takes none from a change that
+  moves: so a lone event is one write, at the end of its handler.
 * Accounts that are due together are one batch, one `Storage.commit`; batches are written one
   after the other by one task, which takes the newest states at the last moment.
 * A commit that raises has failed for the storage as a whole: what is queued behind it fails too.
@@ -77,13 +79,15 @@ class WriteDetails:
 class Keeper:
     """Who sees to an account while it is unsaved, and for one quiet window after that."""
 
-    __slots__ = ("account", "batch", "task", "wake")
+    __slots__ = ("account", "batch", "closed", "patient", "task", "wake")
 
     def __init__(self, account: Account) -> None:
         self.account = account
         self.batch: Batch | None = None  # the latest it joined
         self.task: asyncio.Task[None] | None = None
         self.wake: asyncio.Future[None] | None = None  # what the task is parked on
+        self.patient = False  # its task waits for a window first
+        self.closed = False  # what moves has to wait for the end of the window
 
 
 class Batch:
@@ -155,16 +159,18 @@ class GroupCommit:
 
     # What the store asks for
 
-    def write_soon(self, account: Account, *, at_once: bool) -> None:
+    def write_soon(self, account: Account, *, moves: bool, at_once: bool) -> None:
         """See to it that the account, about to be changed, is written.
 
         Args:
+            moves: it is more than a sign of life.
             at_once: do not wait for the window or the back-off.
         """
         keeper = self._keeper(account)
         if keeper.task is None or keeper.task.done():
+            keeper.patient = not (moves or at_once)
             self._start(keeper)
-        elif at_once:
+        elif at_once or (moves and not keeper.closed):
             _ = self.join(account)
 
     def join(self, account: Account) -> asyncio.Future[None]:
@@ -266,7 +272,11 @@ class GroupCommit:
         try:
             await _first_step()
             while keeper.account.unsaved:
-                _ = self.join(keeper.account)
+                if keeper.patient:
+                    keeper.patient = False
+                    self._wake_later(self._debounce, keeper.batch, [keeper])
+                else:
+                    _ = self.join(keeper.account)
                 keeper.wake = self.running_loop().create_future()
                 await keeper.wake
         except asyncio.CancelledError:
@@ -375,6 +385,7 @@ class GroupCommit:
                 if now is None and account.changed and account.state is not None:
                     now = read_clock(self._clock)
                 changes[account_id] = self._ledger.take(account, now or 0.0)
+                keeper.closed, account.moved = account.moved, False
             except EXITS:
                 raise
             except BaseException as error:  # noqa: BLE001 - a clock or a source may raise anything
@@ -439,6 +450,7 @@ class GroupCommit:
                 delay = min(delay, max(_FIRST_WINDOW, age / 4))
             if account_id in failures and account.unsaved:  # it may have been forgotten meanwhile
                 delay = self._note_failure(account_id, failures[account_id])
+                keeper.closed = True
             else:
                 self._ledger.acknowledge(account, moment)
                 if self._failing and self._failing.pop(account_id, None) is not None:

@@ -18,6 +18,7 @@ from .state import SessionState, encode, known_valid
 
 _ABSENT = 1024  # accounts without a record that are remembered, so that nobody asks storage again
 
+
 class Source(Protocol):
     """Who knows a session's newest state, as `GatewaySession` does; asked once per batch."""
 
@@ -42,6 +43,11 @@ class Source(Protocol):
         ...
 
     @property
+    def handled(self) -> int:
+        """Changes with what was handled: with what a crash would have the gateway send again."""
+        ...
+
+    @property
     def state(self) -> SessionState | None:
         """The newest state; `None` = there is no session."""
         ...
@@ -53,15 +59,17 @@ class Mark:
     Attributes:
         source: who is to be asked for the newest state; `None` while nothing is due.
         turn: the source's, when it was last asked or recorded.
+        handled: the source's, when the account was last encoded.
         session_id: the account's then; `None` without a session.
         outdated: the newest generation that was refused.
     """
 
-    __slots__ = ("generation", "outdated", "session_id", "shard", "source", "turn")
+    __slots__ = ("generation", "handled", "outdated", "session_id", "shard", "source", "turn")
 
     def __init__(self, source: Source) -> None:
         self.source: Source | None = None
         self.turn = source.turn
+        self.handled = source.handled
         self.generation = source.generation
         self.shard = source.shard
         self.session_id: str | None = None
@@ -79,6 +87,7 @@ class Account:
         was_read: that was by reading it, so that another read may know better.
         denied: `load` gave nothing, so that only a new session counts.
         changed: it is newer than what was last encoded.
+        moved: by more than a sign of life.
         handed: what was last encoded is not acknowledged.
         is_ours: this store changed it: what was acknowledged is on storage.
         turned: its session began or ended here.
@@ -96,6 +105,7 @@ class Account:
         "last_seq",
         "mark",
         "moment",
+        "moved",
         "stamp",
         "state",
         "turned",
@@ -108,8 +118,8 @@ class Account:
         self.last_seq: int | None = None
         self.stamp = 0.0
         self.moment = 0
-        self.denied = self.changed = self.handed = self.is_ours = self.turned = False
-        self.was_read = False
+        self.denied = self.changed = self.moved = self.handed = False
+        self.is_ours = self.turned = self.was_read = False
         self.born: float | None = None
         self.mark: Mark | None = None
 
@@ -136,10 +146,12 @@ class Account:
 
     def ask(self) -> None:
         """Let the source say what is newest; another session was not recorded yet."""
-        if self.mark is not None and self.mark.source is not None and self.state is not None:
-            state = self.mark.source.state
+        mark = self.mark
+        if mark is not None and mark.source is not None and self.state is not None:
+            state = mark.source.state
             if state is not None and state.session_id == self.state.session_id:
                 self.state, self.last_seq = state, state.last_seq
+                self.moved |= mark.handled != mark.source.handled
 
     def newest(self, now: float) -> SessionState | None:
         """Return the state as it is on storage, or as it would be written now."""
@@ -154,7 +166,7 @@ class Ledger:
     """Every account that is known, by its id.
 
     Attributes:
-        due: those with a session, and no failed Resume, whose newest state is not encoded yet:
+        due: those with a session, and no failed Resume, that moved and are not encoded since:
             assigning `state` and `last_seq` is all it takes to change one of them.
         marked: the same of those whose source will be asked: nothing has to be assigned.
     """
@@ -182,12 +194,19 @@ class Ledger:
         return [account for account in self.accounts.values() if account.changed or account.handed]
 
     def change(
-        self, account: Account, state: SessionState | None, last_seq: int | None, *, warm: bool
+        self,
+        account: Account,
+        state: SessionState | None,
+        last_seq: int | None,
+        *,
+        moves: bool = True,
+        warm: bool,
     ) -> None:
         """Make this the account's newest state, `None` for no record.
 
         Args:
             last_seq: the newest number, in place of the state's own.
+            moves: whether it is more than a sign of life.
             warm: whether the next change may go by `due`.
         """
         if state is None or not state.session_id or last_seq is None or state.failed_resumes:
@@ -202,8 +221,9 @@ class Ledger:
         account.state, account.last_seq = state, last_seq
         account.denied = account.was_read = False
         account.changed = account.is_ours = True
+        account.moved |= moves
         self.accounts[account.id] = account
-        if warm:
+        if warm and account.moved:
             self.due[account.id] = account
 
     def note(self, account: Account, source: Source) -> Mark:
@@ -230,12 +250,14 @@ class Ledger:
         mark = self.note(account, source)
         self.due.pop(account.id, None)
         mark.source = source
-        if warm:
+        if warm and account.moved:
             self.marked[account.id] = mark
 
     def take(self, account: Account, now: float) -> bytes | None:
         """Encode what is to be written; a retry without a change keeps its first stamp."""
         account.ask()
+        if account.mark is not None and account.mark.source is not None:
+            account.mark.handled = account.mark.source.handled
         self._settle(account)
         stamp = now if account.changed else account.stamp
         data = None if account.state is None else encode(account.state, account.last_seq, stamp)

@@ -166,7 +166,7 @@ class ShardRunner:
         self._pace = pace
         self._concurrency = concurrency
         self._grace = grace
-        self._running = False
+        self._running = self._ending = False
         self._refresh_token = False
         self._handlers: dict[asyncio.Task[None], Dispatch] = {}
         self._waiting: deque[Dispatch] = deque()
@@ -201,7 +201,7 @@ class ShardRunner:
         """
         if self._running:
             raise RuntimeError(f"run is running already: {self!r}")
-        self._running = True
+        self._running, self._ending = True, False
         self._cancels = _requests_to_cancel()
         try:
             while True:
@@ -348,8 +348,9 @@ class ShardRunner:
         if self._observe is not None:
             self._show(event)
         if type(event) is Dispatch and not event.already_handled:
-            self._start(event)
-        self._record()
+            self._start(event)  # recorded when it was handled: its receipt is not worth a write
+        else:
+            self._record()
 
     def _note(self, event: Event, now: float) -> None:
         if isinstance(event, HeartbeatAck):
@@ -431,6 +432,7 @@ class ShardRunner:
 
     async def _finish(self) -> None:
         """Give the handlers their grace, cancel those that are left, and record."""
+        self._ending = True
         while self._waiting:  # else a later `run` would take them for events that a handler has
             self._gateway.fail(self._waiting.popleft())
         try:
@@ -453,6 +455,8 @@ class ShardRunner:
 
     def _record(self) -> None:
         self._store.record_nowait(self._gateway)
+        if self._ending:  # there may be no time for a window
+            self._store.flush_nowait(self._gateway.account_id)
 
     def _now(self) -> float:
         return self._epoch + self._clock()

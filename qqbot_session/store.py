@@ -108,7 +108,8 @@ class AsyncSessionStore:
             `~/.openclaw/qqbot/sessions`. The store closes only a storage it made.
         debounce: seconds from one write of an account to the next; 0 is the next turn of the
             loop. Also the most that a `kill -9` loses of the sequence number. In the first 4
-            seconds of an account's life here it is at most a quarter of that life, or 50 ms.
+            seconds of an account's life here it is at most a quarter of that life, or 50 ms. The
+            first new number after a quiet window is written at once, a mere sign of life after one.
         max_age: seconds after the last sign of life when a session counts as expired; `None` is
             never. QQ documents no number; 300 is the original's.
         on_write: called on the loop after each commit with its `WriteDetails`; if it raises,
@@ -445,15 +446,18 @@ class AsyncSessionStore:
             SessionWriteError: one attempt was made and failed; names every account that is not
                 on storage. Retries go on.
         """
-        self._check_open()
-        if account_id is None:
-            accounts = self._ledger.unsaved()
-        else:
-            account = self._ledger.accounts.get(check_account_id(account_id))
-            accounts = [account] if account is not None and account.unsaved else []
-        _ = self._commit.running_loop()
+        accounts = self._unsaved(account_id)
         if failures := await self._commit.attempt(accounts):
             raise SessionWriteError(failures)
+
+    def flush_nowait(self, account_id: str | None = None) -> None:
+        """Begin the write that `flush` waits for, such as for what is handled while a bot stops.
+
+        Args:
+            account_id: only this account.
+        """
+        for account in self._unsaved(account_id):
+            _ = self._commit.join(account)
 
     async def aclose(self) -> None:
         """Attempt what is unsaved, end every task, and close the storage if the store made it.
@@ -502,18 +506,34 @@ class AsyncSessionStore:
         except Exception as error:  # noqa: BLE001 - the records are what matters
             say(logging.WARNING, "cannot close the storage: %s", describe(error))
 
+    def _unsaved(self, account_id: str | None) -> list[Account]:
+        self._check_open()
+        _ = self._commit.running_loop()
+        if account_id is None:
+            return self._ledger.unsaved()
+        account = self._ledger.accounts.get(check_account_id(account_id))
+        return [account] if account is not None and account.unsaved else []
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError(f"the store is closed: {self!r}")
 
     # Changes
 
-    def _change(self, account: Account, state: SessionState | None, last_seq: int | None) -> None:
+    def _change(
+        self,
+        account: Account,
+        state: SessionState | None,
+        last_seq: int | None,
+        *,
+        moves: bool = True,
+    ) -> None:
         """Make this the newest state, once it is certain that somebody will write it."""
         loop = self._commit.running_loop()
-        self._commit.write_soon(account, at_once=is_turn(account.state, state))
+        self._commit.write_soon(account, moves=moves, at_once=is_turn(account.state, state))
         # Under asyncio's debug mode every call comes this way, and its loop is checked.
-        self._ledger.change(account, state, last_seq, warm=not loop.get_debug())
+        warm = not loop.get_debug()
+        self._ledger.change(account, state, last_seq, moves=moves, warm=warm)
 
     def _save(self, state: SessionState) -> None:
         self._check_open()
@@ -524,7 +544,7 @@ class AsyncSessionStore:
         self._check_open()
         try:
             account_id = check_account_id(gateway.account_id)
-            _ = gateway.turn, gateway.generation, gateway.shard
+            _ = gateway.turn, gateway.handled, gateway.generation, gateway.shard
         except AttributeError:
             raise TypeError(f"gateway must be a GatewaySession, not {gateway!r}") from None
         loop = self._commit.running_loop()
@@ -532,14 +552,15 @@ class AsyncSessionStore:
         mark = None if account is None else account.mark
         if mark is not None and _is_outdated(mark, gateway):
             return
-        if account is not None and self._ledger.is_noted(account, gateway):
+        if account is not None and mark is not None and self._ledger.is_noted(account, gateway):
             state: SessionState | None = account.state  # the newest is asked for when it is written
+            moves = mark.handled != gateway.handled
         else:
-            state = gateway.state
+            state, moves = gateway.state, True
         if state is not None:
             account = account or self._ledger.account(account_id)
             last_seq = account.last_seq if state is account.state else state.last_seq
-            self._change(account, state, last_seq)
+            self._change(account, state, last_seq, moves=moves)
             self._ledger.mark(account, gateway, warm=not loop.get_debug())
             return
         if account.has_session if account is not None else account_id not in self._unreadable:
@@ -566,7 +587,8 @@ class AsyncSessionStore:
         account.ask()
         if not account.has_session or account.last_seq is None:
             return False
-        self._change(account, account.state, max(account.last_seq, last_seq))
+        moves = last_seq > account.last_seq
+        self._change(account, account.state, max(account.last_seq, last_seq), moves=moves)
         return True
 
     # Reading

@@ -201,7 +201,11 @@ class Known:
         stamp: `saved_at` of what was handed over last and not acknowledged, and its version.
         quick: how many writes may come before a window is over.
         ended: when the last write was answered.
-        changes: the latest ones, as `(version, state)`: what is handed over was taken a turn ago.
+        moves: counts the changes that are more than a sign of life.
+        written: how many of those were handed over.
+        closed: whether the last write had one of those, or failed: the next waits for its window.
+        changes: the latest ones, as `(version, state, moves)`: what is handed over was taken a turn
+            ago.
     """
 
     state: SessionState | None = None
@@ -214,17 +218,25 @@ class Known:
     stamp: tuple[int, float] | None = None
     quick: int = 1
     ended: float = -QUIET
-    changes: deque[tuple[int, SessionState | None]] = field(default_factory=lambda: deque(maxlen=5))
+    moves: int = 0
+    written: int = 0
+    closed: bool = False
+    changes: deque[tuple[int, SessionState | None, int]] = field(
+        default_factory=lambda: deque(maxlen=5)
+    )
 
     @property
     def has_session(self) -> bool:
         return self.state is not None and self.state.resumable and not self.denied
 
-    def change(self, state: SessionState | None, *, quick: bool = False) -> None:
+    def change(
+        self, state: SessionState | None, *, quick: bool = False, moves: bool = True
+    ) -> None:
         self.state = state
         self.denied = False
         self.version += 1
-        self.changes.append((self.version, state))
+        self.moves += moves
+        self.changes.append((self.version, state, self.moves))
         self.dirty = self.ours = True
         if quick:
             self.quick = max(self.quick, 2)
@@ -267,8 +279,13 @@ class Model:
             self.require(versions[account_id] > 0, account_id, "is written as", data)
             wait = min(self.window(known), 1.0)
             early = self.loop.time() < known.ended + wait - 1e-6
-            self.require(not early or known.quick > 0, account_id, "is written too early")
-            known.quick = max(0, known.quick - 1) if early else known.quick
+            moves = max(
+                [n for version, _, n in known.changes if version == versions[account_id]], default=0
+            )
+            if early and (known.closed or moves == known.written):
+                self.require(known.quick > 0, account_id, "is written too early")
+                known.quick = max(0, known.quick - 1)
+            known.closed, known.written = moves > known.written, moves
             self.flying.add(account_id)
             self.possible[account_id].add(data)
         return versions
@@ -276,7 +293,7 @@ class Model:
     def taken(self, account_id: str, known: Known, data: bytes | None) -> int:
         """Return the version that was encoded, 0 if it is none of the latest."""
         is_newer = self.is_changed(account_id)  # after it was encoded: another looks the same
-        for version, state in reversed(known.changes):
+        for version, state, _ in reversed(known.changes):
             if is_newer and version == known.version:
                 continue
             retry = known.stamp is not None and known.stamp[0] == version
@@ -299,6 +316,7 @@ class Model:
             known = self.known[account_id]
             known.ended = self.loop.time()
             known.born = known.ended if known.born is None else known.born
+            known.closed |= account_id in failed
             if account_id not in failed:
                 known.saved_at = known.stamp[1] if known.stamp else 0.0
                 self.possible[account_id] = {data} | self.outside.get(account_id, set())
@@ -499,7 +517,9 @@ class Machine(RuleBasedStateMachine):
         if has_session:
             assert known.state is not None
             assert known.state.last_seq is not None
-            known.change(replace(known.state, last_seq=max(known.state.last_seq, last_seq)))
+            newest = max(known.state.last_seq, last_seq)
+            moves = newest > known.state.last_seq
+            known.change(replace(known.state, last_seq=newest), moves=moves)
         assert (at_once(call) if was_known else await call) is has_session
 
     @rule(account_id=accounts, last_seq=numbers)

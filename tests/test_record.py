@@ -25,7 +25,7 @@ class Gateway:
         self.account_id = account_id
         self.shard = shard
         self.generation = next(_generations)
-        self.turn = 0
+        self.turn = self.handled = 0
         self.asked = 0
         self.newest: SessionState | None = None
 
@@ -45,6 +45,7 @@ class Gateway:
     def handle(self, last_seq: int) -> None:
         assert self.newest is not None
         self.newest = replace(self.newest, last_seq=last_seq)
+        self.handled += 1
 
 
 @pytest.fixture
@@ -90,6 +91,49 @@ async def test_the_state_is_asked_for_once_per_write(
     assert gateway.asked == len(storage.commits) - writes == 5
     await store.flush()
     assert on_storage(storage).last_seq == 501
+
+
+async def test_an_event_of_a_quiet_bot_is_one_write_at_the_end_of_its_handler(
+    store: AsyncSessionStore, storage: FaultyStorage, gateway: Gateway
+) -> None:
+    """Its receipt was recorded too, and heartbeats are."""
+    # promise 2
+    await grown_up(store, gateway)
+    writes = len(storage.commits)
+    for number in range(2, 102):
+        await store.record(gateway)
+        store.record_nowait(gateway)
+        await asyncio.sleep(0.6)
+        gateway.handle(number)
+        await store.record(gateway)
+        await asyncio.sleep(0.01)
+        assert on_storage(storage).last_seq == number
+        await asyncio.sleep(5)
+    assert len(storage.commits) - writes == 100
+    await store.record(gateway)
+    await asyncio.sleep(1.01)
+    assert len(storage.commits) - writes == 101
+    gateway.handle(102)
+    await store.record(gateway)
+    await asyncio.sleep(0.01)
+    assert on_storage(storage).last_seq == 102  # the heartbeat's write took nothing from it
+
+
+async def test_what_was_handled_is_written_at_once_also_if_something_else_asked_first(
+    store: AsyncSessionStore, storage: FaultyStorage, gateway: Gateway
+) -> None:
+    # promise 2
+    await grown_up(store, gateway)
+    await store.record(gateway)
+    gateway.handle(2)
+    assert (await store.load("bot")).last_seq == 2
+    await store.record(gateway)
+    await asyncio.sleep(0.01)
+    assert on_storage(storage).last_seq == 2
+    gateway.handle(3)
+    await store.record(gateway)
+    await asyncio.sleep(0.9)
+    assert on_storage(storage).last_seq == 2  # and what was written at once takes its window
 
 
 @pytest.mark.parametrize("asks", ["load", "load_all", "flush", "update_last_seq", "touch"])

@@ -16,6 +16,7 @@ import pytest
 from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
 from qqbot_session.gateway import Dispatch, Event, GatewaySession, Hello, Ready, Resumed
 from qqbot_session.shard import Health, ShardRunner, account_id_for, open_gateway
+from qqbot_session.state import decode
 
 ACCOUNT = "102000000-0-1"
 KIND = "C2C_MESSAGE_CREATE"
@@ -137,8 +138,8 @@ def reason(record: logging.LogRecord) -> str:
 
 
 @asynccontextmanager
-async def a_world(**options: Any) -> AsyncIterator[World]:
-    async with AsyncSessionStore(MemoryStorage()) as store:
+async def a_world(store: AsyncSessionStore | None = None, **options: Any) -> AsyncIterator[World]:
+    async with store or AsyncSessionStore(MemoryStorage()) as store:
         gateway = await open_gateway(store, "102000000", intents=1)
         world = World(store, gateway, **options)
         try:
@@ -808,6 +809,54 @@ async def test_cancelled_it_closes_with_4000_and_lets_handlers_finish() -> None:
         state = await world.store.load(ACCOUNT)
         assert state is not None
         assert state.last_seq == 2
+
+
+async def test_what_is_handled_within_the_grace_is_on_storage_at_once() -> None:
+    """Supervisors with little patience kill what still has a window to wait for."""
+    # promise 31
+    storage = MemoryStorage()
+
+    async def work(event: Dispatch) -> None:
+        await asyncio.sleep(0.3 * (event.seq or 0))
+
+    async with a_world(AsyncSessionStore(storage, debounce=60), grace=60) as world:
+        line = await world.up()
+        world.work = work
+        await asyncio.sleep(10)
+        for seq in range(2, 8):
+            line.event(seq)
+        await settle()
+        world.task.cancel()
+        for seq in range(2, 8):
+            await asyncio.sleep(0.3 if seq > 2 else 0.6)
+            await settle()
+            assert decode(storage.records[ACCOUNT]).last_seq == seq
+        await asyncio.wait([world.task])
+
+
+async def test_a_lone_event_is_one_write_and_that_at_its_end() -> None:
+    # promise 2
+    storage = MemoryStorage()
+    writes: list[float] = []
+
+    async def work(event: Dispatch) -> None:
+        await asyncio.sleep(3)
+
+    store = AsyncSessionStore(
+        storage, on_write=lambda _: writes.append(asyncio.get_running_loop().time())
+    )
+    async with a_world(store) as world:
+        line = await world.up()
+        world.work = work
+        await asyncio.sleep(30)
+        writes.clear()
+        line.event(2)
+        await settle()
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(3.01)
+        assert decode(storage.records[ACCOUNT]).last_seq == 2
+        await asyncio.sleep(10)
+        assert writes == [pytest.approx(began + 3)]
 
 
 async def test_a_handler_that_outlasts_the_grace_is_cancelled_and_its_event_stays_open() -> None:

@@ -218,14 +218,80 @@ async def test_a_short_window_too_starts_when_the_write_has_ended(
 async def test_with_a_long_window_an_idle_bot_is_not_written_more_often(
     storage: FaultyStorage, clock: WallClock
 ) -> None:
-    """Heartbeats every 45 s: only the first of them meets a window of a young account."""
+    """Heartbeats every 45 s: the short windows of the first seconds bring no write forward."""
     # promise 2
     async with AsyncSessionStore(storage, debounce=3600, max_age=None, clock=clock) as store:
         await store.save(a_state())
         for _ in range(4 * 80):
             await asyncio.sleep(45)
             await store.touch("bot")
-        assert len(storage.commits) == 5
+        assert len(storage.commits) == 4
+
+
+@pytest.mark.parametrize("sign", ["touch", "the same number"])
+async def test_a_sign_of_life_waits_for_a_window_and_takes_none_from_a_number_that_moves(
+    store: AsyncSessionStore, storage: FaultyStorage, sign: str
+) -> None:
+    # promise 2
+    async def renew() -> None:
+        assert await (store.touch("bot") if sign == "touch" else store.update_last_seq("bot", 0))
+
+    await grown_up(store)
+    await renew()
+    await asyncio.sleep(0.9 * WINDOW)
+    assert written(storage) == [0]
+    await asyncio.sleep(0.2 * WINDOW)
+    assert written(storage) == [0, 0]
+    await store.update_last_seq("bot", 1)  # what was written just now moved nothing
+    await asyncio.sleep(0.01)
+    assert written(storage) == [0, 0, 1]
+    await asyncio.sleep(10 * WINDOW)
+    await renew()
+    await asyncio.sleep(0.5 * WINDOW)
+    await store.update_last_seq("bot", 2)
+    await asyncio.sleep(0.01)
+    assert written(storage) == [0, 0, 1, 2]
+    await store.update_last_seq("bot", 3)
+    await renew()
+    await asyncio.sleep(0.9 * WINDOW)
+    assert written(storage) == [0, 0, 1, 2]
+    await asyncio.sleep(10 * WINDOW)
+    assert written(storage) == [0, 0, 1, 2, 3]
+
+
+async def test_a_failed_sign_of_life_lets_nothing_past_its_back_off(
+    store: AsyncSessionStore, storage: FaultyStorage
+) -> None:
+    # promise 8
+    await grown_up(store)
+    storage.failing = True
+    await store.touch("bot")
+    await asyncio.sleep(1.01 * WINDOW)
+    assert len(storage.commits) == 2
+    for number in range(1, 9):
+        await store.update_last_seq("bot", number)
+        await asyncio.sleep(0.1)
+    assert len(storage.commits) == 2
+    await asyncio.sleep(0.2)
+    assert len(storage.commits) == 3
+
+
+@pytest.mark.parametrize("account_id", [None, "bot"])
+async def test_flush_nowait_begins_a_write_within_the_window(
+    store: AsyncSessionStore, storage: FaultyStorage, account_id: str | None
+) -> None:
+    # promise 31
+    await grown_up(store)
+    await store.update_last_seq("bot", 1)
+    await asyncio.sleep(0.01)
+    await store.update_last_seq("bot", 2)
+    store.flush_nowait("another")
+    store.flush_nowait(account_id)
+    await asyncio.sleep(0.01)
+    assert written(storage) == [0, 1, 2]
+    store.flush_nowait(account_id)  # nothing is unsaved
+    await asyncio.sleep(0.01)
+    assert written(storage) == [0, 1, 2]
 
 
 async def test_an_account_has_a_task_while_unsaved_and_for_one_quiet_window(

@@ -104,6 +104,7 @@ class GatewaySession:
         generation: unique in the process, and higher than that of every `GatewaySession` made
             before: what an older one of the account says is out of date.
         turn: changes with what a crash must not undo: the session and the count of its Resumes.
+        handled: changes with every event that is settled.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class GatewaySession:
         if not callable(jitter):
             raise TypeError(f"jitter must be callable, not {jitter!r}")
         self.generation = next(_generations)
-        self.turn = 0
+        self.turn = self.handled = 0
         self._max_resumes = max_resumes
         self._max_session_age = max_session_age
         self._close_rules = close_rules
@@ -236,6 +237,7 @@ class GatewaySession:
             return
         if event.generation != watermark.generation and event.generation not in self._earlier:
             return
+        self.handled += 1
         if event.seq is not None:
             watermark.settle(event.seq, event.generation)
         if event.name is not None:
