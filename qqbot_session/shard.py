@@ -133,6 +133,7 @@ class ShardRunner:
             not handled, and come again after a restart.
         grace: seconds that handlers get to finish once `run` is cancelled. A second cancellation
             ends the grace.
+        log: writes the log lines; by default to the logger `qqbot_session`.
 
     `connect`, `token` and `before_identify` may raise `GatewayRefusedError` when another try is no
     use, which ends `run`; whatever else they raise is a failed try.
@@ -154,6 +155,7 @@ class ShardRunner:
         pace: Pacer | None = None,
         concurrency: int | None = None,
         grace: float = 5.0,
+        log: ShardLog | None = None,
     ) -> None:
         check_options(concurrency, grace)
         self._store = store
@@ -174,7 +176,7 @@ class ShardRunner:
         self._cancels = 0  # requests to cancel our task that came before `run`
         self._clock = time.monotonic  # the loop's, once there is one
         self._epoch = 0.0  # what dates that clock, which nobody sets
-        self._log = ShardLog(gateway.account_id)
+        self._log = log or ShardLog(gateway.account_id)
         self._health = Health()  # but for what changes with every event
         self._last_frame_at: float | None = None
 

@@ -244,7 +244,7 @@ async def test_it_says_once_where_the_sessions_are_kept(
             await client.hears("ready")
             await client.close()
             await running
-    (line,) = [record.getMessage() for record in caplog.records if "kept" in record.message]
+    (line,) = [record.getMessage() for record in caplog.records if "会话保存在" in record.message]
     assert str(directory) in line
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from qqbot_session import AsyncSessionStore, MemoryStorage
 from qqbot_session.answers import end_of
-from qqbot_session.integrations._events import kept_in
+from qqbot_session.integrations._sessions import kept_in
 
 
 async def test_an_event_ends_with_the_last_task_that_was_started_for_it() -> None:

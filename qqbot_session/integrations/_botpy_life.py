@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeAlias
 
-from botpy import gateway, logging
+from botpy import gateway as botpy_gateway
+from botpy import logging as botpy_logging
 
-from ..answers import end_of
+from ..answers import Answers, answers_for, end_of, handler_raised
+from ..errors import GatewayRefusedError
 from ..gateway import Dispatch, Event, Hello, Ready, Resumed
 from ..lifetime import run_together
+from ..logs import say
 from ..pace import Pace
-from ..shard import ShardRunner, Socket, open_gateway
+from ..shard import ShardRunner, Socket, account_id_for, open_gateway
 from ..store import AsyncSessionStore
-from ._events import kept_in
-
-_log = logging.get_logger()
+from ..words import Secret
+from ._console import Console, console_line
+from ._sessions import Loads, kept_in, only_line
 
 Shard: TypeAlias = tuple[int, int]
+_Connect: TypeAlias = Callable[[str], Awaitable[Socket]]
+
+
+def tell(level: int, text: str, stacklevel: int = 1) -> None:
+    """Write a line to botpy's log."""
+    say(level, "%s", text, logger=botpy_logging.get_logger(), stacklevel=stacklevel + 1)
 
 
 class Started(list[asyncio.Task[Any]]):
     """The tasks that botpy started for one event."""
 
     cancelled = False
+    raised = False
 
 
-started_now: ContextVar[Started] = ContextVar("qqbot_sessionstarted_now")
+started_now: ContextVar[Started] = ContextVar("qqbot_session_started_now")
 
 
 class Life:
@@ -38,30 +49,44 @@ class Life:
 
     def __init__(self, client: Any, token: Any) -> None:
         self._client, self._token = client, token
+        self._answers = answers_for(client._qqbot_until)
+        self._task: asyncio.Task[Any] | None = None
         self._ready: set[Shard] = set()
+        self._loads: Loads = {}
         self._pace = Pace(self._ask)
         self._pace.learn(client._ws_ap["session_start_limit"])
 
     async def run(self) -> None:
         """Keep them up until cancelled, or until a refusal, which is raised."""
+        self._task = asyncio.current_task()
         client, count = self._client, self._client._ws_ap["shards"]
         shards = [(number, count) for number in range(count)]
-        async with kept_in(client._qqbot_sessions) as store, _sockets(client) as connect:
-            _log.info("[botpy] the sessions are kept in %s", store)
+        async with contextlib.AsyncExitStack() as stack:
+            for shard in shards:
+                await stack.enter_async_context(
+                    only_line(client._qqbot_sessions, self._account_id(shard))
+                )
+            store = await stack.enter_async_context(kept_in(client._qqbot_sessions, self._loads))
+            connect = await stack.enter_async_context(_sockets(client))
+            stack.enter_context(_noting_answers(client.http, self._answers))
             for shard in shards:
                 client._connection.add(_session(shard))  # those that qq-botpy-sdk waits for
             runners = [await self._runner(store, shard, connect) for shard in shards]
-            await run_together([runner.run() for runner in runners])
+            tell(logging.INFO, f"[botpy] 会话保存在 {store!r}")
+            try:
+                await run_together([runner.run() for runner in runners])
+            except GatewayRefusedError as error:
+                tell(logging.ERROR, console_line("zh", "refused", error=error))
+                raise
+
+    def _account_id(self, shard: Shard) -> str:
+        sandbox = bool(self._client.http.is_sandbox)
+        return account_id_for(str(self._token.app_id), shard, sandbox=sandbox)
 
     async def _runner(
-        self, store: AsyncSessionStore, shard: Shard, connect: Callable[[str], Awaitable[Socket]]
+        self, store: AsyncSessionStore, shard: Shard, connect: _Connect
     ) -> ShardRunner:
         client = self._client
-
-        async def open_line() -> Socket:
-            socket = await connect(client._ws_ap["url"])
-            return _Telling(socket, partial(self._mark, shard, False))
-
         gateway = await open_gateway(
             store,
             str(self._token.app_id),
@@ -69,15 +94,27 @@ class Life:
             shard=shard,
             sandbox=bool(client.http.is_sandbox),
         )
+        loaded = self._loads.get(gateway.account_id)
+        log = Console(gateway.account_id, "zh", tell, name=self._name, loaded=loaded)
+
+        async def open_line() -> Socket:
+            socket = await connect(client._ws_ap["url"])
+            return _Telling(socket, partial(self._mark, shard, False))
+
         return ShardRunner(
             store,
             gateway,
             connect=open_line,
             token=self._access_token,
-            handle=self._handle,
-            observe=partial(self._observe, shard),
+            handle=self._handle if self._answers is None else self._answers.awaited(self._handle),
+            observe=partial(self._observe, shard, log),
             before_identify=partial(self._pace.before_identify, shard),
+            grace=client._qqbot_grace,
+            log=log,
         )
+
+    def _name(self) -> object:
+        return getattr(self._client.robot, "name", "")
 
     async def _ask(self) -> bool:
         answer = await self._client.api.get_ws_url()  # `None` after a time-out
@@ -89,9 +126,10 @@ class Life:
         if new:
             self._token.access_token = None
         await self._token.check_token()
-        return str(self._token.access_token)
+        return Secret(self._token.access_token)
 
-    def _observe(self, shard: Shard, event: Event) -> None:
+    def _observe(self, shard: Shard, log: Console, event: Event) -> None:
+        log.count(event)
         client = self._client
         if isinstance(event, Hello):
             self._pace.handshake_goes_out(shard)
@@ -104,8 +142,11 @@ class Life:
                 client.ws_dispatch("resumed")
 
     def _mark(self, shard: Shard, ready: bool) -> None:
-        """Tell qq-botpy-sdk, which holds messages back while a shard is not ready."""
-        if ready is (shard in self._ready):
+        """Tell qq-botpy-sdk, which holds messages back while a shard is not ready.
+
+        But not at the end, when handlers still send their answers.
+        """
+        if ready is (shard in self._ready) or (self._task is not None and self._task.cancelling()):
             return
         (self._ready.add if ready else self._ready.discard)(shard)
         name = "mark_ready" if ready else "mark_disconnected"
@@ -126,6 +167,8 @@ class Life:
         await end_of(started)
         if started.cancelled:
             raise asyncio.CancelledError
+        if started.raised:
+            handler_raised()
 
 
 class _Telling:
@@ -141,9 +184,9 @@ class _Telling:
 
 
 @contextlib.asynccontextmanager
-async def _sockets(client: Any) -> AsyncIterator[Callable[[str], Awaitable[Socket]]]:
+async def _sockets(client: Any) -> AsyncIterator[_Connect]:
     """Give what opens a line with the library that this botpy is built on."""
-    if hasattr(gateway, "aconnect_ws"):
+    if hasattr(botpy_gateway, "aconnect_ws"):
         from .httpx_ws import connect as connect_with_httpx
 
         verify = True if client._ssl is None else client._ssl
@@ -155,6 +198,33 @@ async def _sockets(client: Any) -> AsyncIterator[Callable[[str], Awaitable[Socke
 
         async with aiohttp.ClientSession() as http:
             yield partial(connect, http)
+
+
+@contextlib.contextmanager
+def _noting_answers(http: Any, answers: Answers | None) -> Iterator[None]:
+    """Hear what the client's API sends, for as long as the body runs."""
+    if answers is None:
+        yield
+        return
+    request = http.request
+
+    async def noting(route: Any, *args: Any, **kwargs: Any) -> Any:
+        body = kwargs.get("json")
+        try:
+            answer = await request(route, *args, **kwargs)
+        except Exception as error:
+            answers.sent(body, error)
+            raise
+        if answer is not None:  # botpy's way to say that the call timed out
+            answers.sent(body)
+        return answer
+
+    http.request = noting
+    try:
+        yield
+    finally:
+        if http.request is noting:
+            http.request = request
 
 
 def _session(shard: Shard) -> dict[str, Any]:

@@ -1,16 +1,48 @@
 """Whether a framework still has the hooks that an integration puts itself into.
 
-A version that has moved them would go on without us, and the bot would forget its session without
-a word. So the module refuses to be imported instead, in one sentence.
+With a version that has moved them the bot would run on without us, and forget its session without
+a word. So the module refuses to be imported, in one sentence that names what is installed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
+
+
+def missing(integration: str, name: str, extra: str, *, forks: Iterable[str] = ()) -> ImportError:
+    """Return the error that says what to install, or that a fork is not known.
+
+    Args:
+        integration: the module that needs the framework.
+        name: the extra that installs it.
+        extra: the distribution that it installs.
+        forks: import names of forks, for which the extra would be the wrong advice.
+    """
+    for fork in forks:
+        if importlib.util.find_spec(fork) is not None:
+            return ImportError(
+                f"{_versions(fork)} is a fork of botpy with an import name of its own ({fork}):"
+                f" {integration} does not know it"
+            )
+    return ImportError(f'{integration} needs {extra}: pip install "qqbot_session[{name}]"')
+
+
+def too_old(package: str, needed: str, integration: str, *, beside: str = "") -> ImportError:
+    """Return the error that names what is installed, and what would do.
+
+    Args:
+        beside: another package and version that the integration needs.
+    """
+    more = f", and {beside} or later" if beside else ""
+    return ImportError(
+        f"{_versions(package)} is too old: {integration} does not know this version,"
+        f" it needs {package} {needed} or later{more}"
+    )
 
 
 def require(

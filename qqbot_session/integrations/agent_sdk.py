@@ -2,22 +2,28 @@
 
     async with AsyncSessionStore("sessions") as store:
         callbacks = await remember(callbacks, store, app_id=app_id)
-        QQWebSocket(callbacks).start(url, asyncio.get_running_loop())
+        socket = QQWebSocket(callbacks)
+        socket.start(url, asyncio.get_running_loop())
+        await stop.wait()
+        await socket.async_stop()
+        await drain(callbacks)
 
 Rules:
 
-* The SDK keeps its loop, its closes and its waits; its callbacks tell us what it received, and ask
-  us what to resume from. What follows for the session is for a `GatewaySession` to say, whose
-  `Connection` hears all of it and whose frames nobody sends.
+* The SDK keeps its loop, its closes and its waits. Its callbacks tell us what it received, and ask
+  us what to resume from. A `GatewaySession` decides what follows for the session: its `Connection`
+  hears everything, and nobody sends its frames.
 * The SDK calls from a thread of its own. There, only `_line`, `_next` and `_untaken` are touched;
   the rest happens on the loop, by `call_soon_threadsafe` and so in order, and before the handler
   of the same event.
-* It says a number (`set_session`) before the event that bears it, in one go. A number whose event
-  no callback gets (one that nobody wants, RESUMED) is handled.
+* It tells a number (`set_session`) right before the event that has it. A number whose event goes to
+  no callback (nobody wants it, or it is RESUMED) counts as handled.
+* With `until="answered"` a message is handled when QQ accepted an answer to it: see
+  `qqbot_session.answers`.
 
-Not to be cured from here: three drops, each within 5 s, stop the SDK for ever; it does not miss
-acknowledgements; a Resume that cannot be sent gives the session up; it throws away what a handler
-raises. Let the handlers that run end before the store is closed.
+What cannot be mended from here: three drops, each within 5 s, stop the SDK for ever; it does not
+notice missing acknowledgements; it gives the session up if a Resume cannot be sent; it throws away
+what a handler raises. Let the running handlers end (`drain`) before the store is closed.
 """
 
 from __future__ import annotations
@@ -30,20 +36,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from ._shapes import missing, require, require_fields
+
 try:
     from qqbot_agent_sdk import DEFAULT_INTENTS, QQWebSocket, WSCallbacks
 except ModuleNotFoundError as error:
-    raise ImportError(
-        "qqbot_session.integrations.agent_sdk needs qqbot-agent-sdk:"
-        ' pip install "qqbot_session[agent-sdk]"'
-    ) from error
+    here = "qqbot_session.integrations.agent_sdk"
+    raise missing(here, "agent-sdk", "qqbot-agent-sdk") from error
 
+from ..answers import Answers, Until, answers_for, handle_whole
 from ..errors import StoreClosedError
-from ..gateway import Dispatch, Event, GatewaySession
+from ..gateway import Dispatch, Event, GatewaySession, Hello, Ready, Resumed
 from ..logs import say
-from ..shard import open_gateway
+from ..shard import check_options, open_gateway
 from ..store import AsyncSessionStore
-from ._shapes import require, require_fields
+from ._console import Console
 
 _HERE = "qqbot_session.integrations.agent_sdk"
 _FIELDS = (
@@ -59,28 +66,72 @@ _FIELDS = (
 require_fields("qqbot-agent-sdk", WSCallbacks, _FIELDS, _HERE)
 require("qqbot-agent-sdk", QQWebSocket, {"start": ("gateway_url", "main_loop")}, _HERE)
 
+_GOODBYE = 2.0  # seconds for a cancelled handler to end; our choice
+_LOG = logging.getLogger("qqbot_agent_sdk")
+
 _Session: TypeAlias = tuple[str | None, int | None]
 _Callback: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
-async def remember(callbacks: WSCallbacks, store: AsyncSessionStore, *, app_id: str) -> WSCallbacks:
+async def remember(
+    callbacks: WSCallbacks,
+    store: AsyncSessionStore,
+    *,
+    app_id: str,
+    until: Until = "handled",
+    api: Any = None,
+) -> WSCallbacks:
     """Return callbacks that keep the session; call it on the loop that `start` is given.
 
     Args:
         callbacks: yours. Their `get_session` and `set_session` are not called any more.
         store: where the session is kept; not closed here.
         app_id: the bot's app id.
+        until: when a message counts as handled: `"handled"`, at the end of its callback;
+            `"answered"`, when QQ accepted an answer to it, or 60 s after its callback ended; or
+            `qqbot_session.answers.Answers(…)` with other limits.
+        api: the `QQApiClient` that sends the answers; needed for `"answered"`. With `Answers` you
+            may call its `sent` yourself instead.
+
+    Raises:
+        ValueError: `until` is `"answered"`, and there is no `api`.
     """
+    answers = answers_for(until)
+    if api is not None and answers is not None:
+        _note_answers(api, answers)
+    elif until == "answered":
+        raise ValueError("until='answered' needs api=…, the QQApiClient that sends the answers")
     gateway = await open_gateway(store, app_id, intents=int(DEFAULT_INTENTS))
-    say(logging.INFO, "%s: the session is kept in %r", gateway.account_id, store)
-    return _Bridge(callbacks, store, gateway).callbacks()
+    _tell(logging.INFO, f"{gateway.account_id}: the session is kept in {store!r}")
+    return _Bridge(callbacks, store, gateway, answers).callbacks()
+
+
+async def drain(callbacks: WSCallbacks, grace: float = 5.0) -> None:
+    """Let the running handlers end, after `async_stop` and before the store is closed.
+
+    Args:
+        callbacks: what `remember` returned.
+        grace: seconds; handlers that take longer are cancelled, and their events come again.
+    """
+    check_options(None, grace)
+    bridge = getattr(callbacks.get_session, "__self__", None)
+    if not isinstance(bridge, _Bridge):
+        raise TypeError("drain() takes the callbacks that remember() returned")
+    await bridge.drain(grace)
 
 
 class _Bridge:
     def __init__(
-        self, inner: WSCallbacks, store: AsyncSessionStore, gateway: GatewaySession
+        self,
+        inner: WSCallbacks,
+        store: AsyncSessionStore,
+        gateway: GatewaySession,
+        answers: Answers | None,
     ) -> None:
         self._inner, self._store, self._gateway = inner, store, gateway
+        self._answers = answers
+        self._console = Console(gateway.account_id, "en", _tell)
+        self._running: set[asyncio.Task[Any]] = set()  # handlers
         self._loop = asyncio.get_running_loop()
         self._connection = gateway.connect()
         self._events: dict[int, Dispatch] = {}  # whose handlers have not begun
@@ -102,6 +153,15 @@ class _Bridge:
             on_message_event=wrapped(inner.on_message_event),
             on_interaction_event=inner.on_interaction_event and wrapped(inner.on_interaction_event),
         )
+
+    async def drain(self, grace: float) -> None:
+        if self._running:
+            await asyncio.wait(self._running, timeout=grace)
+        if late := set(self._running):
+            _tell(logging.WARNING, f"cancelling {len(late)} handler(s): their events stay open")
+            for handler in late:
+                handler.cancel()
+            await asyncio.wait(late, timeout=_GOODBYE)
 
     # In the SDK's thread
 
@@ -173,9 +233,13 @@ class _Bridge:
     def _receive(self, frame: Mapping[str, Any]) -> Event:
         event = self._connection.receive(frame, time.time())
         self._connection.frames_to_send()  # which the SDK has sent
+        self._console.count(event)
+        if isinstance(event, Hello) and event.handshake is not None:
+            self._console.handshake(event.handshake, self._gateway.settled)
+        elif isinstance(event, Ready | Resumed):
+            self._console.session(event)
         if event.released:
-            text = "open for too long, a crash loses them now: number %s"
-            say(logging.WARNING, text, event.released)
+            self._console.released(event.released)
         if isinstance(event, Dispatch) and event.seq is not None:
             self._events[event.seq] = event
         self._changed()
@@ -201,18 +265,27 @@ class _Bridge:
     async def _handle(
         self, seq: int | None, callback: _Callback, kind: str, data: dict[str, Any]
     ) -> None:
+        async def call(_: Dispatch) -> None:
+            await callback(kind, data)
+
         event = self._events.pop(seq, None) if seq is not None else None
         if event is None:  # a number that came before, on the same line
             await callback(kind, data)
         elif not event.already_handled:
+            event = replace(event, data=data)
+            handle = self._answers.awaited(call) if self._answers is not None else call
+            task = asyncio.current_task()
+            assert task is not None
+            self._running.add(task)
             try:
                 with self._gateway.handling(event):
-                    await callback(kind, data)
-            except Exception:
-                text = "the handler of %s, number %s, failed"
-                say(logging.ERROR, text, kind, seq, exc_info=True)
+                    await handle_whole(handle, event)
+            except Exception as error:
+                text = f"the handler of {kind}, number {seq}, failed"
+                say(logging.ERROR, "%s", text, exc_info=error, logger=_LOG)
                 raise
             finally:
+                self._running.discard(task)
                 self._changed()
 
     def _changed(self) -> None:
@@ -220,3 +293,26 @@ class _Bridge:
         self._next = (None, None) if state is None else (state.session_id, state.last_seq)
         with contextlib.suppress(StoreClosedError):  # what comes after that comes again
             self._store.record_nowait(self._gateway)
+
+
+def _note_answers(api: Any, answers: Answers) -> None:
+    """Hear what the API client sends."""
+    request = api.request
+
+    async def noting(route: Any, *args: Any, **kwargs: Any) -> Any:
+        bodies = [part for part in (*args, *kwargs.values()) if isinstance(part, Mapping)]
+        body = bodies[0] if bodies else None
+        try:
+            answer = await request(route, *args, **kwargs)
+        except Exception as error:
+            answers.sent(body, error)
+            raise
+        answers.sent(body)
+        return answer
+
+    api.request = noting
+
+
+def _tell(level: int, text: str, stacklevel: int = 1) -> None:
+    """Write a line to the SDK's log."""
+    say(level, "%s", text, logger=_LOG, stacklevel=stacklevel + 1)

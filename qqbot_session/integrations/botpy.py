@@ -5,39 +5,48 @@
 
     MyClient(intents=intents, sessions="sessions").run(appid=..., secret=...)
 
-or `remember(client, "sessions")` for a client that somebody else wrote. For every distribution of
-the import name `botpy`: qq-botpy, qq-botpy-rc, -community and -v2, and qq-botpy-sdk.
+or `remember(client, "sessions")` for a client that somebody else wrote. For every distribution with
+the import name `botpy`: qq-botpy, qq-botpy-rc, -community and -v2, b-botpy, and qq-botpy-sdk.
 
 Rules:
 
-* What is replaced is what botpy calls "connect", in all its distributions `_bot_init`: instead of
-  sockets that forget, one `ShardRunner` per shard. So a `bot_connect` of the client's own is never
-  called. Login, parsers, `on_…`, `api` and the token stay botpy's.
+* This replaces what botpy calls "connect", in all its distributions `_bot_init`: instead of sockets
+  that forget, one `ShardRunner` per shard. So a `bot_connect` of the client's own is never called,
+  and one log line says so. Login, parsers, `on_…`, `api` and the token stay botpy's.
+* A login that fails because QQ cannot be reached, or is out of order, is tried again.
 * An event is handled when every task has ended that botpy started for it. botpy swallows both what
-  a handler raises (`on_error` has it, and the event is handled) and its cancellation (then it is
-  not handled: it comes again).
-* `on_ready` comes once per process, before the first event, also when there was no READY because
-  the session was resumed; `on_resumed` after every RESUMED.
+  a handler raises (`on_error` gets it, and the event is handled) and its cancellation (then it is
+  not handled: it comes again). With `until="answered"` a message is handled when QQ accepted an
+  answer to it: see `qqbot_session.answers`.
+* `on_ready` comes once per process, before the first event, even if there was no READY because the
+  session was resumed; `on_resumed` after every RESUMED.
 * A refusal (such as 4914) ends all shards: `start` and `run` raise `GatewayRefusedError`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar
+
+from ._shapes import missing, require
 
 try:
     import botpy
     from botpy.connection import ConnectionSession
 except ModuleNotFoundError as error:
-    raise ImportError(
-        'qqbot_session.integrations.botpy needs qq-botpy: pip install "qqbot_session[botpy]"'
-    ) from error
+    forks = ("ymbotpy", "superqqbot", "qqbot")
+    here = "qqbot_session.integrations.botpy"
+    raise missing(here, "botpy", "qq-botpy", forks=forks) from error
 
+from ..answers import Until, answers_for, being_handled
+from ..errors import describe
 from ..lifetime import handling_signals
-from ._botpy_life import Life, started_now
-from ._events import Sessions
-from ._shapes import require
+from ..shard import check_options
+from ._botpy_life import Life, started_now, tell
+from ._console import console_line
+from ._sessions import Sessions, waits
 
 _HERE = "qqbot_session.integrations.botpy"
 require(
@@ -45,6 +54,7 @@ require(
     botpy.Client,
     {
         "_bot_init": ("token",),
+        "_bot_login": ("token",),
         "_schedule_event": ("coro", "event_name"),
         "ws_dispatch": ("event",),
         "start": ("appid", "secret"),
@@ -56,29 +66,112 @@ require(
 require("botpy", ConnectionSession, {"add": ("_session",)}, _HERE)
 
 _Client = TypeVar("_Client", bound=botpy.Client)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_pause = asyncio.sleep
+
+
+def _signed_as(theirs: Callable[_P, _R]) -> Callable[[Callable[..., Any]], Callable[_P, _R]]:
+    """Let type checkers and editors see botpy's own signature."""
+    return lambda ours: ours
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Unpack
+
+    from botpy.flags import Intents
+
+    class _SdkOptions(TypedDict, total=False):
+        """What only qq-botpy-sdk's client takes."""
+
+        session_store: Any
+        transport: Any
+        webhook_host: str
+        webhook_port: int
+        webhook_path: str
+        webhook_server: Any
+        middlewares: Iterable[Any] | None
+        markdown_support: bool
+        base_url: str | None
+        token_base_url: str
+        user_agent: str
+        ssl: Any
+        upload_cache: Any
+        reply_limiter: Any
+        send_policy: Any
+        on_message_sent: Callable[[str, Mapping[str, Any]], Any] | None
+        loguru_logger: Any
+        menu: Any
+        panels: Iterable[Any] | None
+        config_sync_strict: bool
+        gateway_send_timeout: float | None
+        proxy: Any
+        rate_limit: Any
+        media_image_quota_policy: Any
+        media_image_capacity_policy: Any
 
 
 class SessionMixin(botpy.Client):
-    """What makes a client resume; before `botpy.Client` among the bases.
+    """Makes a client resume; put it before `botpy.Client` among the bases.
 
     Args:
         sessions: where the sessions are kept: what `AsyncSessionStore` takes, or a store, which is
-            then not closed here. All other arguments are botpy's.
+            then not closed here. A relative directory is relative to the process's.
+        until: when a message counts as handled: `"handled"`, at the end of its handler;
+            `"answered"`, when QQ accepted an answer to it, or 60 s after its handler ended; or
+            `qqbot_session.answers.Answers(…)` with other limits.
+        grace: seconds that handlers, and messages that wait for their answers, get at the end.
+            All other arguments are botpy's.
     """
 
     _qqbot_sessions: Sessions = "sessions"
+    _qqbot_until: Until = "handled"
+    _qqbot_grace = 5.0
+    _qqbot_remembered = False  # by `remember`
     _qqbot_main: asyncio.Task[Any] | None = None  # in which `start` was called
     _qqbot_life: asyncio.Task[Any] | None = None  # in which the lines are kept up
     _qqbot_was_ready = False
 
-    def __init__(self, *args: Any, sessions: Sessions = "sessions", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._qqbot_sessions = sessions
+    if TYPE_CHECKING:
 
+        def __init__(
+            self,
+            intents: Intents,
+            timeout: int = 5,
+            is_sandbox: bool = False,
+            log_config: str | dict[str, Any] | None = None,
+            log_format: str | None = None,
+            log_level: int | None = None,
+            bot_log: bool | None = True,
+            ext_handlers: dict[str, Any] | list[dict[str, Any]] | bool = True,
+            *,
+            sessions: Sessions = "sessions",
+            until: Until = "handled",
+            grace: float = 5.0,
+            **sdk_options: Unpack[_SdkOptions],
+        ) -> None: ...
+
+    else:
+
+        def __init__(
+            self,
+            *args: Any,
+            sessions: Sessions = "sessions",
+            until: Until = "handled",
+            grace: float = 5.0,
+            **kwargs: Any,
+        ) -> None:
+            _check(until, grace)
+            super().__init__(*args, **kwargs)
+            self._qqbot_sessions, self._qqbot_until = sessions, until
+            self._qqbot_grace = grace
+
+    @_signed_as(botpy.Client.run)
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run until SIGTERM or Ctrl-C, which end the lines in order; then return.
 
-        Handlers get 5 s to finish; a second signal ends that.
+        Handlers get `grace` seconds to finish; a second signal ends that.
 
         Raises:
             GatewayRefusedError: QQ refused the bot.
@@ -99,6 +192,7 @@ class SessionMixin(botpy.Client):
                 if not stopped:
                     raise
 
+    @_signed_as(botpy.Client.start)
     async def start(self, *args: Any, **kwargs: Any) -> Any:
         """Log in, and keep the lines up until `close`; may be called again afterwards.
 
@@ -116,19 +210,41 @@ class SessionMixin(botpy.Client):
         life = self._qqbot_life
         if life is not None and not life.done():
             life.cancel()
-            if started_now.get(None) is None:
+            if not being_handled():
                 await asyncio.wait([life])
         await super().close()
+
+    async def _bot_login(self, token: Any, *args: Any, **kwargs: Any) -> None:
+        for seconds in waits():
+            try:
+                await super()._bot_login(token, *args, **kwargs)
+                return
+            except Exception as error:
+                if self.is_closed() or not _may_pass(error):
+                    raise
+                tell(
+                    logging.WARNING,
+                    console_line("zh", "login", wait=seconds, error=describe(error)),
+                )
+            await _pause(seconds)
 
     async def _bot_init(self, token: Any) -> Any:
         life = self._qqbot_live(token.bot_token())
         return life if self.ret_coro else await life
 
     async def _qqbot_live(self, token: Any) -> None:
+        if type(self).bot_connect is not botpy.Client.bot_connect:
+            level = logging.INFO if self._qqbot_remembered else logging.WARNING
+            tell(
+                level,
+                console_line("zh", "own_connect"),
+            )
         asked = _requests_to_cancel()
-        self._qqbot_life = asyncio.create_task(Life(self, token).run())
+        life = asyncio.create_task(Life(self, token).run())
+        if self._qqbot_life is None or self._qqbot_life.done():
+            self._qqbot_life = life
         try:
-            await self._qqbot_life
+            await life
         except asyncio.CancelledError:
             if _requests_to_cancel() > asked:
                 raise  # else it was `close`
@@ -144,29 +260,81 @@ class SessionMixin(botpy.Client):
             except asyncio.CancelledError:
                 started.cancelled = True  # botpy swallows it
                 raise
+            except Exception:
+                started.raised = True  # `on_error` gets it
+                raise
 
         task = super()._schedule_event(watched, event_name, *args, **kwargs)
         started.append(task)
         return task
 
 
-def remember(client: _Client, sessions: Sessions = "sessions") -> _Client:
-    """Make a client resume that somebody else wrote; before its `run` or `start`.
+def remember(
+    client: _Client,
+    sessions: Sessions = "sessions",
+    *,
+    until: Until = "handled",
+    grace: float = 5.0,
+) -> _Client:
+    """Make a client resume that somebody else wrote; call it before `run` or `start`.
 
     Args:
         client: gets a class of its own, with `SessionMixin` before the class it had.
         sessions: where the sessions are kept: what `AsyncSessionStore` takes, or a store.
+        until: when a message counts as handled; `"answered"` for an application that puts messages
+            into a queue and answers later. See `SessionMixin`.
+        grace: seconds that handlers, and messages that wait for their answers, get at the end.
 
     Returns:
         The client.
+
+    Raises:
+        RuntimeError: the client has logged in: it is too late.
+        TypeError: it is not a botpy client.
     """
+    _check(until, grace)
+    if not isinstance(client, botpy.Client):
+        name = f"{type(client).__module__}.{type(client).__qualname__}"
+        raise TypeError(f"remember() takes a botpy.Client, not a {name}")
+    if _is_logged_in(client):
+        raise RuntimeError(
+            "remember() comes too late: this client has logged in, and keeps its connections."
+            " Call remember() before the client's run() or start()."
+        )
     kind = type(client)
     if not isinstance(client, SessionMixin):
-        client.__class__ = type(
-            kind.__name__, (SessionMixin, kind), {"__module__": kind.__module__}
-        )
-    client._qqbot_sessions = sessions
+        names = {"__module__": kind.__module__, "_qqbot_remembered": True}
+        client.__class__ = type(kind.__name__, (SessionMixin, kind), names)
+    client._qqbot_sessions, client._qqbot_until = sessions, until
+    client._qqbot_grace = grace
     return client
+
+
+def _is_logged_in(client: botpy.Client) -> bool:
+    if isinstance(client, SessionMixin):
+        return client._qqbot_life is not None and not client._qqbot_life.done()
+    return getattr(client, "_connection", None) is not None and not client.is_closed()
+
+
+def _check(until: Until, grace: float) -> None:
+    answers_for(until)
+    check_options(None, grace)
+
+
+_OUTAGES = ("ServerError", "SequenceNumberError", "RateLimitError", "TransportError")
+_TOO_OFTEN = ("100001", "100017")  # QQ's codes, in what botpy raises of the token endpoint
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a login may succeed later: QQ or the network is away, and nobody was refused."""
+    kind = type(error)
+    if isinstance(error, OSError) or kind.__module__.partition(".")[0] in ("aiohttp", "httpx"):
+        return True
+    if isinstance(status := getattr(error, "status", None), int):
+        return status >= 500 or status in (408, 429)
+    if isinstance(error, TypeError | AttributeError):
+        return "NoneType" in str(error)  # what botpy makes of a call that timed out
+    return kind.__name__ in _OUTAGES or any(code in str(error) for code in _TOO_OFTEN)
 
 
 def _requests_to_cancel() -> int:

@@ -14,7 +14,7 @@ from botpy.protocol import SessionState as TheirState
 from ..shard import account_id_for
 from ..state import SessionState
 from ..store import AsyncSessionStore
-from ._events import Sessions
+from ._sessions import Sessions
 
 
 class SessionStore:

@@ -1,0 +1,77 @@
+"""What the frameworks' integrations share: where sessions are kept, and who keeps each one up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from typing import TypeAlias
+
+from ..storages import Storage
+from ..store import AsyncSessionStore, LoadDetails
+
+Sessions: TypeAlias = AsyncSessionStore | Storage | str | os.PathLike[str] | None
+Loads: TypeAlias = dict[str, LoadDetails]
+
+_LONGEST_WAIT = 30.0  # seconds between two tries to log in; our choice
+
+_lines: dict[tuple[object, str], asyncio.Task[object]] = {}  # of this process
+
+
+@contextlib.asynccontextmanager
+async def kept_in(
+    sessions: Sessions, loads: Loads | None = None
+) -> AsyncIterator[AsyncSessionStore]:
+    """Give the store that is meant, and close it in the end if it was made here.
+
+    Args:
+        loads: gets what each `load` of a store made here found.
+    """
+    if isinstance(sessions, AsyncSessionStore):
+        yield sessions
+        return
+    note = None if loads is None else lambda found: loads.update({found.account_id: found})
+    async with AsyncSessionStore(sessions, on_load=note) as store:
+        yield store
+
+
+@contextlib.asynccontextmanager
+async def only_line(sessions: Sessions, account_id: str) -> AsyncIterator[None]:
+    """Be the one task of this process that keeps the account's session up.
+
+    Waits for another that is being cancelled, as when a client is reloaded.
+
+    Raises:
+        RuntimeError: another keeps it up.
+    """
+    key = (_place(sessions), account_id)
+    while (other := _lines.get(key)) is not None and not other.done():
+        if not other.cancelling() or other is asyncio.current_task():
+            raise RuntimeError(
+                f"{account_id}: another client of this process keeps this session up already;"
+                " two would take it from each other. Close that one first."
+            )
+        await asyncio.sleep(0.05)
+    task = _lines[key] = asyncio.current_task()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if _lines.get(key) is task:
+            del _lines[key]
+
+
+def waits() -> Iterator[float]:
+    """Yield the seconds before each new try to log in: 2 s doubling to 30 s, with jitter."""
+    seconds = 2.0
+    while True:
+        yield seconds * random.uniform(0.8, 1.2)
+        seconds = min(2 * seconds, _LONGEST_WAIT)
+
+
+def _place(sessions: Sessions) -> object:
+    if isinstance(sessions, str | os.PathLike):
+        path = os.fspath(sessions)
+        return hash(path if "://" in path else os.path.normpath(path))  # an address has a password
+    return sessions if sessions is None else id(sessions)
