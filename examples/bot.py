@@ -10,7 +10,7 @@ import os
 import sys
 
 from qqbot_session import GatewayRefusedError
-from qqbot_session.bot import Bot, run_bot
+from qqbot_session.bot import ApiError, Bot, run_bot
 from qqbot_session.gateway import Dispatch
 
 
@@ -20,23 +20,24 @@ async def handle(event: Dispatch, bot: Bot) -> None:
     elif event.type == "GROUP_AT_MESSAGE_CREATE":
         chat = f"/v2/groups/{event.data['group_openid']}"
     else:
+        logging.info("no handler for %s", event.type)
         return
     answer = {"msg_type": 0, "msg_id": event.data["id"], "content": event.data["content"].strip()}
-    await bot.request("POST", f"{chat}/messages", json=answer)
+    try:
+        await bot.request("POST", f"{chat}/messages", json=answer)
+    except ApiError as error:
+        if error.code != 40054005:  # QQ has this answer already: it went out just before a crash
+            raise
 
 
 logging.basicConfig(level=logging.INFO)
+app_id, secret = os.environ.get("QQBOT_APP_ID"), os.environ.get("QQBOT_SECRET")
+if not app_id or not secret:
+    sys.exit("set QQBOT_APP_ID and QQBOT_SECRET")
+api, token = os.environ.get("QQBOT_API_URL"), os.environ.get("QQBOT_TOKEN_URL")  # None: QQ's own
 try:
     asyncio.run(
-        run_bot(
-            os.environ["QQBOT_APP_ID"],
-            os.environ["QQBOT_SECRET"],
-            intents=1 << 25,  # messages of groups and users
-            handle=handle,
-            sessions="sessions",  # a directory
-            api_url=os.environ.get("QQBOT_API_URL"),  # QQ's, unless set
-            token_url=os.environ.get("QQBOT_TOKEN_URL"),
-        )
+        run_bot(app_id, secret, intents=1 << 25, handle=handle, api_url=api, token_url=token)
     )
 except GatewayRefusedError as error:  # a wrong secret, a ban: another try is no use
     sys.exit(str(error))

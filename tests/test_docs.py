@@ -21,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if not path.name.endswith(".zh.md"))
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INCLUDE = re.compile(r'--8<-- "([^"]+)"')
+EXAMPLE = re.compile(
+    r"^<!-- (examples/\w+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def fences(page: Path) -> list[tuple[str, str]]:
@@ -30,13 +32,29 @@ def fences(page: Path) -> list[tuple[str, str]]:
 
 
 def blocks(language: str) -> list[object]:
-    """Return a parameter for each block of a language that is not the text of another file."""
+    """Return a parameter for each block of a language, but for examples: they have own tests."""
+    examples = {code for page in PAGES for _, code in EXAMPLE.findall(page.read_text("utf-8"))}
     return [
         pytest.param(code, id=f"{page.stem}-{number}")
         for page in PAGES
         for number, (kind, code) in enumerate(fences(page), 1)
-        if kind == language and not INCLUDE.search(code)
+        if kind == language and code not in examples
     ]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_an_example_on_a_page_is_the_file_without_its_docstring(page: Path) -> None:
+    for name, code in EXAMPLE.findall(page.read_text("utf-8")):
+        assert code == without_docstring(name)
+
+
+def test_the_bot_of_the_readme_is_the_example() -> None:
+    assert without_docstring("examples/bot.py") in (ROOT / "README.md").read_text("utf-8")
+
+
+def without_docstring(name: str) -> str:
+    _, _, body = (ROOT / name).read_text("utf-8").split('"""', 2)
+    return body.lstrip("\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -78,9 +96,8 @@ def test_a_command_of_the_documentation_is_one_of_ours(code: str) -> None:
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_a_page_names_only_files_that_are_there(page: Path) -> None:
     text = page.read_text("utf-8")
-    for name in INCLUDE.findall(text) + re.findall(
-        r"`((?:examples|docs|benchmarks)/[\w./-]+)`", text
-    ):
+    assert "--8<--" not in text  # the code host shows it as it is
+    for name in re.findall(r"`((?:examples|docs|benchmarks)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(test_\w+\.py)`", text):
         assert (ROOT / "tests" / name).exists(), name

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from dataclasses import replace
@@ -26,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 ENGLISH, CHINESE = READMES
 OWN_LOOP = ROOT / "docs" / "own-loop.md"
+STORE = ROOT / "docs" / "store.md"
 BOT = ROOT / "examples" / "bot.py"  # what the page on a first bot includes
 
 
@@ -47,11 +47,12 @@ def test_both_languages_have_the_same_sections_and_tables() -> None:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.name)
-def test_each_language_leads_to_the_other_and_shows_a_bot_before_line_25(readme: Path) -> None:
+def test_each_language_leads_to_the_other_and_shows_a_bot_in_a_short_page(readme: Path) -> None:
     lines = readme.read_text("utf-8").splitlines()
     other = CHINESE if readme == ENGLISH else ENGLISH
     assert f"({other.name})" in lines[1]
-    assert "run_bot(app_id" in "\n".join(lines[:25])
+    assert "async def handle(event: Dispatch, bot: Bot)" in "\n".join(lines[:25])
+    assert len(lines) <= 120
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.name)
@@ -60,40 +61,81 @@ def test_every_link_leads_to_a_file(readme: Path) -> None:
         assert link.startswith("http") or (ROOT / link).is_file(), link
 
 
-AT_HOME = """
-import functools, qqbot_session.bot as bot
-bot.run_bot = functools.partial(bot.run_bot, api_url={0.api_url!r}, token_url={0.token_url!r})
-"""
-
-
 @pytest.mark.real_time
 async def test_the_first_bot_answers(tmp_path: Path) -> None:
     async with LocalGateway() as qq:
-        variables = {"QQBOT_APP_ID": qq.app_id, "QQBOT_SECRET": qq.client_secret}
-        program = AT_HOME.format(qq) + blocks(ENGLISH)[0]
-        command = (sys.executable, "-W", "error", "-c", program)
-        bot = await start(*command, cwd=tmp_path, env={**os.environ, **variables}, stderr=PIPE)
+        command = (sys.executable, "-W", "error", "-c", blocks(ENGLISH)[0])
+        bot = await start(*command, cwd=tmp_path, env=os.environ | at(qq), stderr=PIPE)
         await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("ping"))
-        await qq.wait_for(lambda qq: qq.sent)
+        await qq.emit("GROUP_AT_MESSAGE_CREATE", qq.group_at_message("ping all"))
+        await qq.emit("C2C_MSG_REJECT", {})
+        await qq.wait_for(lambda qq: len(qq.sent) == 2)
         bot.send_signal(signal.SIGTERM)
         _, said = await bot.communicate()
         assert (bot.returncode, b"Traceback" in said) == (0, False), said
-        assert [answer.content for answer in qq.sent] == ["pong"]
+        assert b"no handler for C2C_MSG_REJECT" in said
+        assert {answer.content for answer in qq.sent} == {"ping", "ping all"}
 
 
-def test_the_program_for_the_store_alone_resumes_when_run_again(tmp_path: Path) -> None:
-    program = block_with("from READY")
+@pytest.mark.real_time
+async def test_an_answer_that_qq_has_already_is_no_error_of_the_first_bot(tmp_path: Path) -> None:
+    async with LocalGateway() as qq:
+        qq.fail("POST", "/v2/users/{to}/messages", status=400, code=40054005)
+        command = (sys.executable, "-W", "error", "-c", blocks(ENGLISH)[0])
+        bot = await start(*command, cwd=tmp_path, env=os.environ | at(qq), stderr=PIPE)
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("ping"))
+        await qq.wait_for(lambda qq: qq.calls)
+        bot.send_signal(signal.SIGTERM)
+        _, said = await bot.communicate()
+        assert (bot.returncode, b"Traceback" in said) == (0, False), said
 
-    def run() -> str:
-        command = [sys.executable, "-W", "error", "-c", program]
-        return subprocess.run(
-            command, cwd=tmp_path, text=True, capture_output=True, check=True
-        ).stdout
 
-    assert run().startswith("Identify")
-    assert run() == "Resume from READY from 1\n"
-    assert run() == "Resume from READY from 2\n"
+@pytest.mark.real_time
+@pytest.mark.parametrize("missing", ["QQBOT_APP_ID", "QQBOT_SECRET"])
+async def test_without_credentials_the_first_bot_says_so_in_one_line(
+    tmp_path: Path, missing: str
+) -> None:
+    variables = {"QQBOT_APP_ID": "102000000", "QQBOT_SECRET": "secret", missing: ""}
+    command = (sys.executable, "-c", blocks(ENGLISH)[0])
+    bot = await start(*command, cwd=tmp_path, env=os.environ | variables, stderr=PIPE)
+    _, said = await bot.communicate()
+    assert (bot.returncode, said) == (1, b"set QQBOT_APP_ID and QQBOT_SECRET\n")
+
+
+def at(qq: LocalGateway) -> dict[str, str]:
+    """Return the variables that lead a bot to QQ on this machine."""
+    return {
+        "QQBOT_APP_ID": qq.app_id,
+        "QQBOT_SECRET": qq.client_secret,
+        "QQBOT_API_URL": qq.api_url,
+        "QQBOT_TOKEN_URL": qq.token_url,
+    }
+
+
+async def test_the_lines_for_the_store_alone_keep_what_the_next_process_resumes_from(
+    tmp_path: Path,
+) -> None:
+    names: dict[str, Any] = {}
+    exec(block_with("async def take"), names)
+    known: list[int | None] = []
+
+    async with AsyncSessionStore(tmp_path) as store:
+
+        async def handle(frame: dict[str, Any]) -> None:
+            state = await store.load("me")
+            known.append(state and state.last_seq)
+
+        await names["take"](
+            store, {"op": 0, "t": "READY", "s": 1, "d": {"session_id": "s"}}, handle
+        )
+        await names["take"](store, {"op": 0, "t": "C2C_MESSAGE_CREATE", "s": 2, "d": {}}, handle)
+        state = await store.load("me")
+        assert (state and state.last_seq, known) == (2, [1])  # remembered after it was handled
+        await names["take"](store, {"op": 11}, handle)
+        await names["take"](store, {"op": 9, "d": False}, handle)
+        assert await store.load("me") is None
 
 
 # The programs for bots
@@ -107,13 +149,7 @@ def block_with(text: str, page: Path = ENGLISH) -> str:
 @pytest.mark.real_time
 async def test_a_wrong_secret_ends_the_example_with_a_sentence(tmp_path: Path) -> None:
     async with LocalGateway() as qq:
-        variables = {
-            "QQBOT_APP_ID": qq.app_id,
-            "QQBOT_SECRET": "wrong",
-            "QQBOT_API_URL": qq.api_url,
-            "QQBOT_TOKEN_URL": qq.token_url,
-        }
-        env = {**os.environ, **variables}
+        env = os.environ | at(qq) | {"QQBOT_SECRET": "wrong"}
         bot = await start(sys.executable, str(BOT), cwd=tmp_path, env=env, stderr=PIPE)
         _, said = await bot.communicate()
         assert (bot.returncode, said.count(b"\n")) == (1, 1), said
@@ -295,7 +331,7 @@ asyncio.SelectorEventLoop.add_signal_handler = refuse
 asyncio.SelectorEventLoop.remove_signal_handler = refuse
 """
 A_BOT = """
-async def bot() -> None:
+async def run() -> None:
     async with AsyncSessionStore("sessions", debounce=200) as store:
         await store.save(SessionState(account_id="bot", session_id="s", last_seq=1))
         await store.flush()
@@ -312,10 +348,9 @@ async def test_the_recipe_for_signals_saves_and_ends_with_status_0(
     tmp_path: Path, number: signal.Signals, before: str
 ) -> None:
     # promise 9
-    recipe = block_with("loop.call_soon_threadsafe(task.cancel)")
-    empty = recipe[recipe.index("async def bot()") : recipe.index("async def main()")]
-    imports = "from qqbot_session import AsyncSessionStore, SessionState\n"
-    program = before + imports + recipe.replace(empty, A_BOT)
+    page = block_with("loop.call_soon_threadsafe(task.cancel)", STORE)
+    imports = "import asyncio, signal\nfrom qqbot_session import AsyncSessionStore, SessionState\n"
+    program = before + imports + A_BOT + page[page.index("async def main()") :]
     bot = await start(
         *(sys.executable, "-W", "error", "-c", program), cwd=tmp_path, stdout=PIPE, stderr=PIPE
     )
@@ -340,14 +375,8 @@ async def test_the_example_of_a_kill_loses_nothing() -> None:
 @pytest.mark.real_time
 async def test_the_example_of_an_own_loop_answers_and_stops_in_order(tmp_path: Path) -> None:
     async with LocalGateway() as qq:
-        variables = {
-            "QQBOT_APP_ID": qq.app_id,
-            "QQBOT_SECRET": qq.client_secret,
-            "QQBOT_API_URL": qq.api_url,
-            "QQBOT_TOKEN_URL": qq.token_url,
-        }
         command = (sys.executable, "-W", "error", str(ROOT / "examples" / "own_loop.py"))
-        bot = await start(*command, cwd=tmp_path, env={**os.environ, **variables}, stderr=PIPE)
+        bot = await start(*command, cwd=tmp_path, env=os.environ | at(qq), stderr=PIPE)
         await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
         await qq.wait_for(lambda qq: qq.sent)
