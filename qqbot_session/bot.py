@@ -10,12 +10,9 @@ Sources: the bases are those of the live pages in 2026-08.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
-import signal
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -29,8 +26,7 @@ except ImportError as error:
 from .api import Api, Entrance, Shard, Tokens
 from .errors import ApiError, LeaseLostError
 from .gateway import Dispatch, Event, Hello, Ready
-from .lifetime import handling_signals, run_together
-from .logs import say
+from .lifetime import run_together, run_until_stopped
 from .shard import Health, ShardRunner, account_id_for, check_options, open_gateway
 from .state import check_app_id, check_intents, check_shard
 from .storages import Storage
@@ -167,7 +163,7 @@ async def run_bot(
             )
             await lines.run(wanted, intents, sandbox)
 
-    await _until_a_signal(live(), signals)
+    await run_until_stopped(live(), signals=signals)
 
 
 class _Lines:
@@ -228,29 +224,6 @@ class _Lines:
             self._entrance.handshake_goes_out(shard)
         elif isinstance(event, Ready) and isinstance(event.user, Mapping):
             self._bot._user = event.user
-
-
-async def _until_a_signal(life: Coroutine[Any, Any, None], signals: bool) -> None:
-    """Await it in a task of its own, which the first signal cancels, and each later one again."""
-    task = asyncio.current_task()
-    asked_before = 0 if task is None else task.cancelling()
-    work = asyncio.create_task(life)
-    stopped = False
-
-    def stop(number: int) -> None:
-        nonlocal stopped
-        stopped = True
-        work.cancel()
-        text = "%s: stopping; another signal ends the grace"
-        say(logging.INFO, text, signal.Signals(number).name, extra={"qqbot_reason": "signal"})
-
-    loop = asyncio.get_running_loop()
-    with handling_signals(loop, stop) if signals else contextlib.nullcontext():
-        try:
-            await work
-        except asyncio.CancelledError:
-            if not stopped or (task is not None and task.cancelling() > asked_before):
-                raise
 
 
 async def _known_shards(store: AsyncSessionStore, app_id: str, sandbox: bool) -> list[Shard]:

@@ -1,13 +1,43 @@
-"""How the lines of many shards live and end together, and how a signal ends them."""
+"""How the lines of many shards live and end together, and how a signal ends them.
+
+Rules:
+
+* Signals belong to the process. The first one ends everything of ours in it, in order: every bot,
+  in every loop and thread. The second one ends the grace of what is still running.
+* The program's own handlers still run. One set with `loop.add_signal_handler` runs at once; one
+  set with `signal.signal` runs when ours have ended, so that what it closes stays open until
+  then. Afterwards every handler is back in its place.
+* A signal that is ignored stays ignored. SIGHUP is taken only where it would kill the process,
+  and never counts as the second signal: the terminal and the shell both send it.
+* Only `signal.signal` is used, on every loop and system: not every loop can add or remove signal
+  handlers, and adding one would replace the program's.
+* A loop that is blocked cannot stop anything. The second signal then ends the process, as SIGKILL
+  would: nothing is lost, and what was being handled comes again.
+"""
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
+import logging
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from types import FrameType
 from typing import Any
+
+from .guard import say
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGBREAK: Windows; a closed window, too
+_NUMBERS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+_HANGUP = getattr(signal, "SIGHUP", None)
+_HEED = 0.5  # seconds that a loop has to take up a signal once the second has come
+_LOOK = 0.5  # seconds between two looks at whether the loop still turns
+_BLOCKED = 5.0  # seconds for which a loop may stand still without a warning
 
 
 async def run_together(lines: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -41,30 +71,205 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
         raise asked
 
 
+async def run_until_stopped(life: Coroutine[Any, Any, None], *, signals: bool = True) -> None:
+    """Await `life` in a task of its own until it ends, a signal comes, or the caller is cancelled.
+
+    `life` is cancelled by the first signal or cancellation, whichever comes first, and again by
+    the second of the same kind: programs often cancel a bot on the signal that it also got.
+
+    Returns:
+        After a signal, when `life` has ended.
+
+    Raises:
+        asyncio.CancelledError: the caller was cancelled.
+        Exception: what `life` raised.
+    """
+    loop, work = asyncio.get_running_loop(), asyncio.create_task(life)
+    asked = {"signals": 0, "cancellations": 0}
+
+    def stop(kind: str) -> None:
+        before = max(asked.values())
+        asked[kind] += 1
+        if max(asked.values()) > before:
+            work.cancel()
+
+    def heed(number: int) -> None:
+        stop("signals")
+        text = "%s: stopping; another signal ends the grace"
+        say(logging.INFO, text, signal.Signals(number).name, extra={"qqbot_reason": "signal"})
+
+    with watching(loop), handling_signals(loop, heed) if signals else contextlib.nullcontext():
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                stop("cancellations")
+    if asked["cancellations"] and (work.cancelled() or work.exception() is None):
+        raise asyncio.CancelledError
+    if not (work.cancelled() and asked["signals"]):
+        work.result()
+
+
 @contextlib.contextmanager
 def handling_signals(
     loop: asyncio.AbstractEventLoop, stop: Callable[[int], object]
 ) -> Iterator[None]:
-    """Call `stop` on the loop for SIGTERM and Ctrl-C; afterwards they are as they were.
+    """Call `stop` on the loop for SIGTERM, SIGHUP and Ctrl-C; see the module's rules.
 
-    The loop need not run yet. Outside the main thread signals are left alone.
+    The loop need not run yet. Outside the main thread no signal is taken, but those that were
+    taken there end this, too.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # Ctrl-Break and a closed window, on Windows
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        try:
-            loop.add_signal_handler(number, stop, number)
-        except NotImplementedError:  # every loop on Windows
-            signal.signal(number, lambda n, _: loop.call_soon_threadsafe(stop, n) and None)
+    in_main = threading.current_thread() is threading.main_thread()
+    key = object()
+    _process.stops[key] = loop, stop
+    if _process.came:  # the process is ending already
+        loop.call_soon_threadsafe(stop, _process.came[0])
+    if in_main:
+        _process.takers += 1
+        _process.take()
+    try:
+        with watching(loop):
+            yield
+    finally:
+        del _process.stops[key]
+        if in_main:
+            _process.takers -= 1
+            _process.give_back()
+
+
+class _Process:
+    """What the signals of this process end, and what came of them so far."""
+
+    def __init__(self) -> None:
+        self.stops: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[int], object]]] = {}
+        self.takers = 0  # those of them that are in the main thread
+        self.came: list[int] = []
+        self._heard = True  # by the main thread's loop: the latest signal
+
+    def take(self) -> None:
+        """Put our handler over the program's, unless it is there already."""
+        for number in _NUMBERS:
+            now = signal.getsignal(number)
+            if isinstance(now, _Taken) or now is signal.SIG_IGN or now is None:
+                continue  # None: not Python's, so it could not be put back
+            if number != _HANGUP or now is signal.SIG_DFL:  # else it may mean "reload"
+                signal.signal(number, _Taken(now))
+
+    def give_back(self) -> None:
+        """When the last of ours has ended: put the program's handlers back, and call them."""
+        if self.takers:
+            return
+        came, self.came = self.came, []
+        for number in _NUMBERS:
+            if isinstance(now := signal.getsignal(number), _Taken):
+                signal.signal(number, now.before)
+        for number in came:
+            handler = signal.getsignal(number)
+            if callable(handler) and not _is_asyncios(handler):
+                handler(number, None)
+
+    def signalled(self, number: int) -> None:
+        """Tell everything of ours, in the signal's handler: the loop may be anywhere."""
+        if self.came and number == _HANGUP:
+            return
+        self.came.append(number)
+        if not self._heard:
+            try:
+                _thread.start_new_thread(self._end_if_blocked, (number,))
+            except RuntimeError:  # no more threads
+                os._exit(128 + number)
+        self._heard = False
+        for loop, stop in list(self.stops.values()):
+            with contextlib.suppress(RuntimeError):  # that loop is closed
+                loop.call_soon_threadsafe(self._deliver, stop, number)
+
+    def _deliver(self, stop: Callable[[int], object], number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._heard = True
+        stop(number)
+
+    def _end_if_blocked(self, number: int) -> None:
+        """End the process, in a thread of its own: the main thread may hold any lock."""
+        time.sleep(_HEED)
+        if not self._heard:
+            _thread.start_new_thread(_last_words, (number,))
+            time.sleep(_HEED)
+            os._exit(128 + number)
+
+
+class _Taken:
+    """Our handler of a signal, over the one that it was put over."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _process.takers:
+            _process.signalled(number)
+        elif callable(self.before):  # a program had put ours back after our end
+            self.before(number, frame)
+        else:
+            signal.signal(number, self.before)
+            signal.raise_signal(number)
+
+
+_process = _Process()
+if hasattr(os, "register_at_fork"):  # a child's signals end nothing in its parent
+    os.register_at_fork(after_in_child=_process.__init__)  # type: ignore[misc]
+
+
+def _is_asyncios(handler: object) -> bool:
+    """Whether Ctrl-C would only be raised, as KeyboardInterrupt: who has stopped needs none."""
+    owner = getattr(getattr(handler, "func", None), "__self__", None)
+    return handler is signal.default_int_handler or isinstance(owner, asyncio.Runner)
+
+
+def _last_words(number: int) -> None:
+    text = "%s again, and the event loop is blocked: ending the process at once"
+    say(logging.ERROR, text, signal.Signals(number).name, extra={"qqbot_reason": "blocked"})
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+@contextlib.contextmanager
+def watching(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Warn when the loop stood still for more than 5 s, and see that the signals stay ours."""
+    if (watch := _watches.get(loop)) is None:
+        watch = _watches[loop] = _Watch(loop)
+    watch.users += 1
     try:
         yield
     finally:
-        for number, handler in before.items():
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_signal_handler(number)
-            if handler is not None:  # None: not Python's to put back
-                signal.signal(number, handler)
+        watch.users -= 1
+        if not watch.users:
+            watch.handle.cancel()
+            del _watches[loop]
+
+
+class _Watch:
+    """Looks at a loop twice a second, for all who want it watched."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.users = 0
+        self._loop = loop
+        self._due = 0.0
+        self.handle: asyncio.Handle = loop.call_soon(self._wait)  # the loop need not run yet
+
+    def _wait(self) -> None:
+        self._due = self._loop.time() + _LOOK
+        self.handle = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        late = self._loop.time() - self._due
+        if late > _BLOCKED:
+            text = (
+                "the event loop stood still for %.0f s: something blocked it, most likely a handler"
+            )
+            say(logging.WARNING, text, late, extra={"qqbot_reason": "blocked"})
+        if _process.takers and threading.current_thread() is threading.main_thread():
+            _process.take()  # a program may have put its own over ours
+        self._wait()
+
+
+_watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
