@@ -30,7 +30,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from .guard import say
+from .logs import say
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGBREAK: Windows; a closed window, too
 _NUMBERS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
@@ -263,9 +263,7 @@ class _Watch:
     def _look(self) -> None:
         late = self._loop.time() - self._due
         if late > _BLOCKED:
-            text = (
-                "the event loop stood still for %.0f s: something blocked it, most likely a handler"
-            )
+            text = "the event loop was blocked for %.0f s, most likely by a handler"
             say(logging.WARNING, text, late, extra={"qqbot_reason": "blocked"})
         if _process.takers and threading.current_thread() is threading.main_thread():
             _process.take()  # a program may have put its own over ours

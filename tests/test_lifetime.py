@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from qqbot_session.lifetime import handling_signals, run_together
+from qqbot_session.lifetime import handling_signals, run_together, run_until_stopped, watching
 
 
 async def test_the_first_line_that_ends_ends_the_others_and_its_error_is_raised() -> None:
@@ -96,3 +96,126 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+# What stops a bot
+
+
+async def a_line(seen: list[str]) -> None:
+    """Live until cancelled twice, an hour after the first."""
+    for name in ("first", "second"):
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            seen.append(name)
+
+
+@pytest.mark.parametrize(
+    ("requests", "seen"),
+    [
+        (["signal"], ["first"]),
+        (["cancel"], ["first"]),
+        (["signal", "cancel"], ["first"]),
+        (["cancel", "signal"], ["first"]),
+        (["signal", "signal"], ["first", "second"]),
+        (["cancel", "cancel"], ["first", "second"]),
+        (["signal", "cancel", "signal"], ["first", "second"]),
+    ],
+)
+async def test_only_a_second_request_of_the_same_kind_ends_the_grace(
+    requests: list[str], seen: list[str]
+) -> None:
+    """A web application cancels its bot upon the signal that the bot has heard as well."""
+    # promise 29
+    found: list[str] = []
+    task = asyncio.create_task(run_until_stopped(a_line(found)))
+    await asyncio.sleep(1)
+    for request in requests:
+        _ = task.cancel() if request == "cancel" else os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(1)
+    await asyncio.wait([task])
+    assert found == seen
+    assert task.cancelled() is ("cancel" in requests)
+
+
+async def test_what_a_bot_raises_is_raised_though_a_signal_came() -> None:
+    async def refused() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            raise LookupError("refused") from None
+
+    task = asyncio.create_task(run_until_stopped(refused()))
+    await asyncio.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(LookupError, match="refused"):
+        await task
+
+
+def test_handlers_are_put_back_by_the_last_and_in_any_order() -> None:
+    # promise 29
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in numbers]
+    loop = asyncio.new_event_loop()
+    one, two = handling_signals(loop, print), handling_signals(loop, print)
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert all(signal.getsignal(n) is not was for n, was in zip(numbers, before, strict=True))
+    two.__exit__(None, None, None)
+    assert [signal.getsignal(number) for number in numbers] == before
+    loop.close()
+
+
+def test_a_handler_that_a_program_puts_back_after_our_end_leads_to_the_one_below() -> None:
+    """As uvicorn does, which was started after a bot and ends after it."""
+    # promise 29
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    loop = asyncio.new_event_loop()
+    try:
+        with handling_signals(loop, print):
+            ours = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, ours)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        loop.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
+def test_a_hang_up_that_the_program_takes_for_itself_is_left_to_it() -> None:
+    """Many reload their settings on it."""
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    mine = signal.getsignal(signal.SIGHUP)
+    loop = asyncio.new_event_loop()
+    try:
+        with handling_signals(loop, print):
+            assert signal.getsignal(signal.SIGHUP) is mine
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        loop.close()
+
+
+# A loop that is blocked
+
+
+@pytest.mark.parametrize(("blocked", "lines"), [(4.9, 0), (7.0, 1)])
+async def test_a_loop_that_was_blocked_is_one_warning_for_all_that_live_in_it(
+    blocked: float, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    with watching(loop), watching(loop):
+        await asyncio.sleep(0.6)
+        loop.clock.now += blocked  # type: ignore[attr-defined]
+        await asyncio.sleep(10)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["the event loop was blocked for 7 s, most likely by a handler"] * lines
+
+
+async def test_a_watch_ends_with_who_wanted_it() -> None:
+    loop = asyncio.get_running_loop()
+    with watching(loop):
+        await asyncio.sleep(1)
+    assert not [h for h in loop._scheduled if not h.cancelled()]  # type: ignore[attr-defined]
