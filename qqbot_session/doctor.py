@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .judging import LoadReason, account_of_key, inspect, judge, shown_key
+from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
 from .storages import FileStorage, Storage
 from .storages.files import LEFT_OVER
 
@@ -85,15 +85,13 @@ def path_of(storage: Storage) -> str | None:
 
 def irregular(directory: str) -> list[str]:
     """Return the names in a record's place that are no regular files, in order."""
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if _RECORD.fullmatch(entry.name) and not entry.is_file(follow_symlinks=False)
-            )
-    except FileNotFoundError:
-        return []
+    return sorted(
+        entry.name
+        for entry in _entries(directory)
+        if _RECORD.fullmatch(entry.name)
+        and (there := _status(entry)) is not None
+        and not stat.S_ISREG(there.st_mode)
+    )
 
 
 _RECORD = re.compile(r"session-.*\.json", re.DOTALL)
@@ -107,12 +105,13 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
     kinds: Counter[str] = Counter()
     corrupt, future = [], []
     strangers = _readable(storage.directory) if isinstance(storage, FileStorage) else set()
+    foreign = []
     try:
         async for key, data in storage.scan():
             strangers.discard(shown_key(key))
             verdict = judge(inspect(account_of_key(key), data), now=now, max_age=max_age)
             if verdict.reason is LoadReason.CORRUPT:
-                corrupt.append(shown_key(key))
+                (foreign if is_stranger(key, data) else corrupt).append(shown_key(key))
                 continue
             kinds[verdict.reason.value] += 1
             if verdict.age is not None and verdict.age < -_SKEW:
@@ -120,11 +119,19 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
     except Exception as error:  # noqa: BLE001 - whatever a storage raises is the finding
         yield Finding("problem", "records", f"cannot be listed: {error}", "Bots will Identify.")
         return
+    if strangers:  # what a bot wrote or removed meanwhile is none
+        strangers &= _readable(storage.directory) if isinstance(storage, FileStorage) else set()
+        async for key, _ in storage.scan():
+            strangers.discard(shown_key(key))
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "none"
     yield Finding("ok", "records", counts)
     if corrupt:
         text = f"{len(corrupt)} corrupt: {_some(corrupt)}"
         yield Finding("problem", "records", text, "`cleanup` removes them; then look at the disk.")
+    if foreign:
+        text = f"{len(foreign)} with a record's name and no session in it: {_some(foreign)}"
+        advice = "Another program's: keep it elsewhere, or `cleanup --yes` removes it."
+        yield Finding("note", "strangers", text, advice)
     if strangers:
         names = sorted(strangers)
         text = f"{len(names)} under a name that is not their account's: {_some(names)}"
@@ -178,7 +185,9 @@ def _examine_modes(directory: str, status: os.stat_result) -> Iterator[Finding]:
     others = []
     for entry in _entries(directory):
         if _is_record(entry):
-            there = entry.stat(follow_symlinks=False)
+            there = _status(entry)
+            if there is None:
+                continue
             if stat.S_IMODE(there.st_mode) & 0o077:
                 open_to.append(entry.name)
             if there.st_uid != status.st_uid:
@@ -201,9 +210,9 @@ def _examine_names(directory: str) -> Iterator[Finding]:
     left_over = 0
     for entry in _entries(directory):
         if LEFT_OVER.fullmatch(entry.name):
-            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-            left_over += age > _LEFT_OVER_AGE
-        elif _is_record(entry) and not os.access(entry.path, os.R_OK):
+            there = _status(entry)
+            left_over += there is not None and time.time() - there.st_mtime > _LEFT_OVER_AGE
+        elif _is_record(entry) and not os.access(entry.path, os.R_OK) and _status(entry):
             unreadable.append(entry.name)
     if unreadable:
         text = f"{len(unreadable)} that this user may not read: {_some(unreadable)}"
@@ -217,6 +226,14 @@ def _examine_names(directory: str) -> Iterator[Finding]:
 
 def _is_record(entry: os.DirEntry[str]) -> bool:
     return bool(_RECORD.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False)
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what a name stands for now; `None` if a running bot has removed or renamed it."""
+    try:
+        return os.stat(entry.path, follow_symlinks=False)
+    except OSError:
+        return None
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:

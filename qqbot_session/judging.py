@@ -9,12 +9,13 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from .errors import InvalidRecordError, name_one
-from .state import SessionState, decode
+from .state import MAX_RECORD_BYTES, SessionState, decode
 
 
 class LoadReason(Enum):
@@ -119,6 +120,22 @@ def judge(
 def is_expired(state: SessionState, now: float | None, max_age: float | None) -> bool:
     """Whether the session's last sign of life is too old, or as far in the future."""
     return max_age is not None and now is not None and abs(now - state.saved_at) > max_age
+
+
+def is_stranger(key: str, data: bytes) -> bool:
+    """Whether a corrupt record of `scan` was never one: another program's file of the same name.
+
+    What a crash tore begins as every record does, or is empty, or all zeros; and none is so long.
+    """
+    if account_of_key(key) is not None:  # nobody else writes under such a key
+        return False
+    torn = not data.strip(b"\0") or _BEGINNING.match(data) or b'{\n  "'.startswith(data)
+    return len(data) > MAX_RECORD_BYTES or not torn
+
+
+_BEGINNING = re.compile(  # `encode` and the original indent by two, and begin with one of these
+    rb'\{\n  "(sessionId|lastSeq|lastConnectedAt|intentLevelIndex|accountId|savedAt|appId)'
+)
 
 
 def account_of_key(key: str) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qqbot_session import cli
+from qqbot_session.cli.arguments import parse
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -90,7 +90,7 @@ def test_a_command_of_the_documentation_is_one_of_ours(code: str) -> None:
     for line in code.splitlines():
         program, *arguments = shlex.split(line)
         if program == "qqbot-session":
-            cli._parser().parse_args(arguments)
+            parse(arguments)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
