@@ -103,9 +103,10 @@ _RECORD = re.compile(r"session-.*\.json", re.DOTALL)
 async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIterator[Finding]:
     now = time.time()
     kinds: Counter[str] = Counter()
-    corrupt, future = [], []
+    corrupt: list[str] = []
+    foreign: list[str] = []
+    future: list[str] = []
     strangers = _readable(storage.directory) if isinstance(storage, FileStorage) else set()
-    foreign = []
     try:
         async for key, data in storage.scan():
             strangers.discard(shown_key(key))
@@ -231,7 +232,7 @@ def _is_record(entry: os.DirEntry[str]) -> bool:
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
     """Return what a name stands for now; `None` if a running bot has removed or renamed it."""
     try:
-        return os.stat(entry.path, follow_symlinks=False)
+        return Path(entry.path).lstat()
     except OSError:
         return None
 

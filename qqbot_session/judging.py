@@ -9,7 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -129,13 +128,15 @@ def is_stranger(key: str, data: bytes) -> bool:
     """
     if account_of_key(key) is not None:  # nobody else writes under such a key
         return False
-    torn = not data.strip(b"\0") or _BEGINNING.match(data) or b'{\n  "'.startswith(data)
-    return len(data) > MAX_RECORD_BYTES or not torn
+    torn = data.startswith(_BEGINNINGS) or any(each.startswith(data) for each in _BEGINNINGS)
+    return len(data) > MAX_RECORD_BYTES or not (torn or not data.strip(b"\0"))
 
 
-_BEGINNING = re.compile(  # `encode` and the original indent by two, and begin with one of these
-    rb'\{\n  "(sessionId|lastSeq|lastConnectedAt|intentLevelIndex|accountId|savedAt|appId)'
-)
+_BEGINNINGS = tuple(  # `encode` and the original indent by two, and begin with one of these
+    b'{\n  "%s"' % name
+    for name in (b"sessionId", b"lastSeq", b"lastConnectedAt", b"intentLevelIndex", b"accountId",
+                 b"savedAt", b"appId")
+)  # fmt: skip
 
 
 def account_of_key(key: str) -> str | None:

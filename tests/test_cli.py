@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -121,6 +122,32 @@ def test_list_sorts(run: Run, sessions: Path, sort: str, first: str) -> None:
     assert run("list", "--sort", sort, "--json").json[0]["account"] == first
 
 
+def test_list_takes_statuses(run: Run) -> None:
+    def accounts(*statuses: str) -> set[str]:
+        chosen = [word for status in statuses for word in ("--status", status)]
+        return {row["account"] for row in run("list", *chosen, "--json").json}
+
+    assert accounts("expired") == {"old"}
+    assert accounts("corrupt", "no session") == {"session-bad.json", "empty"}
+    assert run("list", "--status", "lost").code == 2
+
+
+def test_list_counts(run: Run, sessions: Path) -> None:
+    write(sessions, [SessionState(account_id="slow", session_id="s", last_seq=1)], ago=120)
+    counts = run("list", "--summary", "--json").json
+    assert counts == {
+        "records": 7, "resumes": 3, "expired": 1, "no session": 1, "corrupt": 1, "stranger": 0,
+        "not a file": 1, "resumes_by_age": {"60": 2, "300": 3, "3600": 3, "86400": 3},
+    }  # fmt: skip
+    assert "3 resumes: 2 up to 60 s old, 1 up to 5 min old" in run("list", "--summary").out
+    assert "1 records" in run("list", "--summary", "*-2").out
+
+
+def test_show_gives_the_hint_that_why_gives(run: Run) -> None:
+    assert "102000000-0-1" in run("show", "102000000").err
+    assert run("show", "102000000").code == 1
+
+
 def test_list_takes_a_pattern(run: Run) -> None:
     assert [row["account"] for row in run("list", "*-2", "--json").json] == ["shop-2"]
 
@@ -227,6 +254,49 @@ def test_looking_changes_nothing(run: Run, sessions: Path, arguments: list[str])
     assert snapshot(sessions) == before
 
 
+HOSTILE = "x\x1b]0;gone\x07\x9b2J\u202e\nforged"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list", "--all"], ["show", "shop-1"], ["show", "shop-1", "--full"], ["why", "shop-1"],
+     ["why", HOSTILE], ["show", HOSTILE], ["clear", HOSTILE], ["doctor"], [HOSTILE],
+     ["--storage", HOSTILE, "list"], ["cleanup"], ["why", "shop-1", "--app-id", HOSTILE]],
+)  # fmt: skip
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_no_line_holds_a_character_that_a_terminal_obeys(
+    run: Run, sessions: Path, arguments: list[str], form: list[str]
+) -> None:
+    extra = {HOSTILE: HOSTILE, "deep": [HOSTILE]}
+    write(sessions, [SessionState(account_id=f"h{n}{HOSTILE}", session_id=HOSTILE, last_seq=1,
+                                  app_id=HOSTILE, extra=extra) for n in range(2)])  # fmt: skip
+    write(sessions, [SessionState(account_id="shop-1", session_id=HOSTILE, last_seq=1,
+                                  app_id=HOSTILE, extra=extra)])  # fmt: skip
+    (sessions / "session-torn.json").write_bytes(b'{\n  "sessionId": "\x1b[2J\n\n')
+    (sessions / f"session-{HOSTILE}.json").write_bytes(b"{}")
+    result = run(*form, *arguments)
+    text = result.out + result.err
+    assert [line for line in text.split("\n") if not line.isprintable()] == []
+    assert not any(line.startswith("forged") for line in text.split("\n"))
+    if form and result.out:
+        assert result.json is None or result.json
+
+
+def test_what_a_record_holds_is_cut_unless_it_is_asked_for_whole(run: Run, sessions: Path) -> None:
+    long = SessionState(account_id="a" * 200, session_id="s", last_seq=1, extra={"x": "y" * 9000})
+    write(sessions, [long])
+    for arguments in (["list"], ["show", long.account_id], ["why", long.account_id], ["doctor"]):
+        assert max(map(len, run(*arguments).out.splitlines())) <= 2000
+    assert "y" * 9000 in run("show", long.account_id, "--full").out
+
+
+def test_why_speaks_of_the_account_that_was_asked_for(run: Run, sessions: Path) -> None:
+    (sessions / "session-mine.json").write_bytes((sessions / "session-shop-1.json").read_bytes())
+    result = run("why", "mine")
+    assert result.out.startswith("mine would Identify: foreign")
+    assert run("show", "mine", "--json").json["account"] == "mine"
+
+
 @pytest.mark.parametrize("name", ["\x1b[2Jgone", "new\nline", "‮right"])
 def test_nothing_that_a_record_holds_reaches_the_terminal_as_a_command(
     run: Run, sessions: Path, name: str
@@ -316,6 +386,39 @@ def test_cleanup_removes_what_its_dry_run_names(run: Run, sessions: Path) -> Non
     assert said[2:] == ["removed 2, and 1 left-over(s)"]
     assert not left_over.exists()
     assert run("show", "shop-1").code == 0
+
+
+STRANGERS = {
+    "session-3f2a9c.json": b'{"messages": [{"role": "user", "content": "of another program"}]}',
+    "session-2026-11-30.json": b'{"x": "' + b"y" * 200_000 + b'"}',
+    "session-list.json": b"[1, 2]",
+    "session-binary.json": b"SQLite format 3\0",
+}
+TORN = [b"", b"{", b'{\n  "sessionId": "abc', b'{\n  "sessi', bytes(4096)]
+
+
+def test_cleanup_names_and_leaves_what_never_was_a_session(run: Run, sessions: Path) -> None:
+    for name, data in STRANGERS.items():
+        (sessions / name).write_bytes(data)
+    rows = {row["account"]: row["status"] for row in run("list", "--all", "--json").json}
+    assert {rows[name] for name in STRANGERS} == {"stranger"}
+    for arguments in (["--dry-run"], []):
+        result = run("cleanup", *arguments)
+        assert result.code == 0
+        assert all(name in result.err for name in STRANGERS)
+        assert not any(name in result.out for name in STRANGERS)
+    assert {name: (sessions / name).read_bytes() for name in STRANGERS} == STRANGERS
+    assert "strangers" in {finding["subject"] for finding in run("doctor", "--json").json}
+    assert set(run("cleanup", "--yes", "--json").json["removed"]) == set(STRANGERS)
+
+
+@pytest.mark.parametrize("data", TORN, ids=lambda data: repr(data[:12]))
+def test_cleanup_removes_and_names_a_record_that_was_torn(
+    run: Run, sessions: Path, data: bytes
+) -> None:
+    (sessions / "session-torn.json").write_bytes(data)
+    assert "removed session-torn.json (corrupt)" in run("cleanup").out.splitlines()
+    assert not (sessions / "session-torn.json").exists()
 
 
 def test_the_commands_work_over_a_database_alike(run: Run, tmp_path: Path) -> None:
@@ -408,6 +511,39 @@ def test_doctor_says_that_a_directory_cannot_be_written(run: Run, tmp_path: Path
         assert run("doctor", storage=str(tmp_path / "closed")).code == 1
 
 
+@pytest.mark.real_time
+def test_doctor_beside_a_busy_bot_says_what_it_says_beside_a_quiet_one(
+    run: Run, tmp_path: Path
+) -> None:
+    """Files come and go at every look, and a release of the directory removes them all."""
+    where, stop = tmp_path / "busy", threading.Event()
+
+    def live() -> None:
+        names = [where / f"session-b{n}.json" for n in range(60)]
+        data = (where / "session-shop-1.json").read_bytes()
+        while not stop.is_set():
+            for number, path in enumerate(names):
+                temporary = where / f".qqbot-session-{os.urandom(8).hex()}-{number}.tmp"
+                temporary.touch(0o600)
+                temporary.write_bytes(data.replace(b"shop-1", b"b%d" % number))
+                temporary.replace(path)
+            for path in names:
+                path.unlink()
+
+    write(where, STATES)
+    bot = threading.Thread(target=live)
+    bot.start()
+    try:
+        results = [run("doctor", "--json", storage=str(where)) for _ in range(40)]
+    finally:
+        stop.set()
+        bot.join()
+    assert {result.code for result in results} == {0}
+    assert {level for result in results for each in levels(result).values() for level in each} == {
+        "ok"
+    }
+
+
 # The command line
 
 
@@ -474,6 +610,50 @@ def test_a_reader_that_has_seen_enough_is_no_error(sessions: Path) -> None:
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stderr.count("Error")) == (0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "cp1252", "latin-1", "ascii"])
+def test_a_stream_shows_what_it_can(sessions: Path, encoding: str) -> None:
+    write(sessions, [SessionState(account_id="机器人-0-1", session_id="s" * 9, last_seq=5)])
+    for arguments, code in (
+        (["list"], 0), (["show", "shop-1"], 0), (["why", "机器人-0-1"], 0), (["doctor"], 1),
+        (["show", "nobody"], 1), (["list", "--json"], 0),
+    ):  # fmt: skip
+        result = subprocess.run(
+            [sys.executable, "-m", "qqbot_session", "--storage", str(sessions), *arguments],
+            capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert result.returncode == code, result.stderr
+        text = result.stdout.decode(encoding)
+        if "--json" in arguments:
+            assert "机器人-0-1" in {row["account"] for row in json.loads(text)}
+
+
+@pytest.mark.parametrize(
+    ("where", "code"), [("| head -n 0", 0), ("> /dev/full", 5), (">&-", 0), ("2>&-", 0)]
+)
+def test_an_answer_that_nobody_takes_is_not_the_storages_fault(
+    sessions: Path, where: str, code: int
+) -> None:
+    if "full" in where and not Path("/dev/full").exists():
+        pytest.skip("no such device here")
+    command = f"{sys.executable} -m qqbot_session --storage {sessions} list {where}"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == code
+    assert not re.search("Traceback|NoneType|Exception ignored", result.stderr)
+
+
+def test_a_bug_of_ours_is_not_a_storage_out_of_reach(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("qqbot_session.cli.looking.judged", broken)
+    result = run("show", "shop-1")
+    assert (result.code, result.err) == (70, "qqbot-session: KeyError: 'ours'\n")
 
 
 def test_ctrl_c_ends_with_130_and_without_a_traceback(tmp_path: Path) -> None:
