@@ -10,6 +10,9 @@ Rules:
   up at two thirds: a third before anybody else can have it.
 * What is lost is forgotten at once: no state, no retry and no task of the account remains.
 * One task renews all leases of a store, one call for all that last as long.
+* Leaving is not torn by a cancellation: what is unsaved is written first, for two seconds more.
+* With its store every body and every wait ends. A lease is given up when its body has ended, so a
+  body that will not end keeps it until it lapses.
 
 The intervals are those of client-go's leaderelection and of etcd's keep-alive; neither compares
 the holder in the write.
@@ -25,7 +28,8 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from .errors import LeaseLostError, SessionWriteError, StoreClosedError
+from .errors import LeaseLostError, StoreClosedError
+from .guard import TASK_NAME, Patience, begin, outcome
 from .logs import say
 from .storages.base import LeasingStorage, Storage
 
@@ -49,6 +53,7 @@ class Lease:
         self._next = 0.0  # when to renew it, in the loop's time
         self._end: asyncio.TimerHandle | None = None
         self._body: asyncio.Task[object] | None = None
+        self._left = asyncio.Event()  # nobody holds or waits for it any more
         self._cancelled = False  # the body, by us
 
     def __repr__(self) -> str:
@@ -75,7 +80,8 @@ class Leases:
         self._storage = storage
         self._flush = flush
         self._forget = forget
-        self._asked: set[str] = set()  # the accounts that are held or waited for
+        self._asked: dict[str, Lease] = {}  # held or waited for
+        self._closing = asyncio.Event()
         self._held: dict[str, Lease] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -93,11 +99,29 @@ class Leases:
             raise ValueError(f"ttl must be finite and at least {_SHORTEST:g} s, not {ttl!r}")
         return self._hold(self._storage, account_id, float(ttl))
 
-    async def aclose(self) -> None:
-        """Renew nothing any more, and give up what is held."""
-        for lease in list(self._held.values()):
-            assert isinstance(self._storage, LeasingStorage)
-            await self._give_up(self._storage, lease)
+    async def aclose(self, closer: asyncio.Task[object] | None) -> None:
+        """End every body and every wait, and give up what is held.
+
+        Args:
+            closer: the task that closes the store; if it is a body, it goes on without its lease.
+        """
+        self._closing.set()
+        seconds = [0.0]
+        leaving = []
+        for lease in list(self._asked.values()):
+            is_held = self._held.get(lease.account_id) is lease
+            if is_held and lease._body is closer:
+                assert isinstance(self._storage, LeasingStorage)
+                await self._give_up(self._storage, lease)
+                continue
+            if is_held:
+                self._lose(lease, "given up, because its store was closed")
+            seconds.append(lease.ttl if is_held else lease.ttl / 6)
+            leaving.append(begin(lease._left.wait))
+        if leaving:
+            _, late = await asyncio.wait(leaving, timeout=max(seconds))
+            for task in late:
+                task.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -108,8 +132,7 @@ class Leases:
     ) -> AsyncIterator[Lease]:
         if account_id in self._asked:
             raise RuntimeError(f"this store holds or awaits the lease of {account_id!r} already")
-        self._asked.add(account_id)
-        lease = Lease(account_id, ttl)
+        lease = self._asked[account_id] = Lease(account_id, ttl)
         try:
             await self._acquire(storage, lease)
             body = lease._body = asyncio.current_task()
@@ -129,22 +152,37 @@ class Leases:
             if lease.lost is not None:
                 raise LeaseLostError(f"the lease of {account_id!r} was {lease.lost}")
         finally:
-            self._asked.discard(account_id)
+            del self._asked[account_id]
+            lease._left.set()
 
     async def _leave(self, storage: LeasingStorage, lease: Lease, *, failed: bool) -> None:
         """Write the last state while it is ours to write; the body's own error comes first."""
         lease._body = None
+        patience = Patience()
+        error: Exception | None = None
+        if lease.lost is None:
+            error = await self._write_last(lease, patience)
+        giving_up = begin(self._give_up, storage, lease)
+        await patience.wait([giving_up])
+        if patience.cancelled is not None:
+            raise patience.cancelled
+        if error is not None and not failed and lease.lost is None:
+            raise error
+
+    async def _write_last(self, lease: Lease, patience: Patience) -> Exception | None:
+        flushing = begin(self._flush, lease.account_id)
+        await patience.wait([flushing])
         try:
-            if lease.lost is None:
-                await self._flush(lease.account_id)
+            if not flushing.done():
+                _ = flushing.cancel()
+                raise TimeoutError("the last write did not end in time")
+            outcome(flushing)
         except StoreClosedError:  # everything was attempted then
-            pass
-        except SessionWriteError as error:
-            if not failed and lease.lost is None:
-                raise
+            return None
+        except Exception as error:  # noqa: BLE001 - the body's own error comes first
             _say(logging.ERROR, "leaving the lease of %r: %s", lease.account_id, error)
-        finally:
-            await self._give_up(storage, lease)
+            return error
+        return None
 
     async def _acquire(self, storage: LeasingStorage, lease: Lease) -> None:
         """Wait until the lease is held; a storage that is out of reach is waited for."""
@@ -152,11 +190,13 @@ class Leases:
         said: str | None = None
         try:
             while True:
+                if self._closing.is_set():
+                    raise StoreClosedError("the store was closed while the lease was waited for")
                 asked = loop.time()
                 why = "another process holds it"
                 try:
                     if await storage.acquire(lease.account_id, lease._token, lease.ttl):
-                        if self._note(lease, asked):
+                        if not self._closing.is_set() and self._note(lease, asked):
                             return
                         continue
                     # What is known or unsaved here is older than what the other writes.
@@ -166,9 +206,14 @@ class Leases:
                 if why != said:
                     said = why
                     _say(logging.WARNING, "waiting for the lease of %r: %s", lease.account_id, why)
-                await asyncio.sleep(lease.ttl / 6 * random.uniform(0.8, 1.2))
-        except asyncio.CancelledError:
-            await self._release(storage, lease)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(lease.ttl / 6 * random.uniform(0.8, 1.2)):
+                        await self._closing.wait()
+        except (asyncio.CancelledError, StoreClosedError):
+            patience = Patience()
+            await patience.wait([begin(self._release, storage, lease)])
+            if patience.cancelled is not None:
+                raise patience.cancelled from None
             raise
 
     def _note(self, lease: Lease, asked: float) -> bool:
@@ -182,28 +227,30 @@ class Leases:
         lease._end = loop.call_at(ends, self._lose, lease, "not renewed in time")
         lease._next = asked + lease.ttl / 3
         self._held[lease.account_id] = lease
-        self._schedule()
+        self._schedule(lease._next)
         return True
 
-    def _schedule(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._held and self._task is None:
-            at = min(lease._next for lease in self._held.values())
+    def _schedule(self, at: float) -> None:
+        """Renew no later than that; too early does no harm."""
+        if self._task is None and (self._timer is None or at < self._timer.when()):
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_at(at, self._begin)
 
     def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._renew(), name="qqbot_session:leases")
-        self._task.add_done_callback(self._ended)
+        self._timer = None
+        if self._held:
+            self._task = begin(self._renew)
+            self._task.set_name(f"{TASK_NAME}leases")
+            self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if task.cancelled() or task.exception() is not None:  # by somebody who cancels all there is
             for lease in self._held.values():
                 lease._next = asyncio.get_running_loop().time() + lease.ttl / 12
-        self._schedule()
+        if self._held:
+            self._schedule(min(lease._next for lease in self._held.values()))
 
     async def _renew(self) -> None:
         """Renew every lease, in one call for those of one `ttl`."""
@@ -250,7 +297,9 @@ class Leases:
         if self._held.get(lease.account_id) is not lease:
             return False
         del self._held[lease.account_id]
-        self._schedule()
+        if not self._held and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         return True
 
     async def _give_up(self, storage: LeasingStorage, lease: Lease) -> None:

@@ -490,17 +490,17 @@ class AsyncSessionStore:
         self._closing = done = self._commit.running_loop().create_future()
         try:
             await self._commit.close(patience)
-            release = begin(self._release)
+            release = begin(self._release, asyncio.current_task())
             await patience.wait([release])
             _ = release.cancel()
             self._unwritten = self._commit.failures()
         finally:
             done.set_result(None)  # should it have ended in any other way, the next caller tries
 
-    async def _release(self) -> None:
+    async def _release(self, closer: asyncio.Task[object] | None) -> None:
         """Give up the leases, and close the storage if the store made it."""
         try:
-            await self._leases.aclose()
+            await self._leases.aclose(closer)
             if self._owns_storage:
                 await self._storage.aclose()
         except Exception as error:  # noqa: BLE001 - the records are what matters

@@ -28,6 +28,7 @@ from qqbot_session import (
     MemoryStorage,
     SessionState,
     SessionWriteError,
+    StoreClosedError,
 )
 from qqbot_session.state import decode
 from qqbot_session.storages import LeasingStorage, storage_of
@@ -416,6 +417,188 @@ async def test_closing_the_store_gives_up_what_it_holds(server: Server) -> None:
         assert server.holder("bot") is None
     assert seq_of(server) == 3
     assert [task for task in asyncio.all_tasks() if "qqbot" in task.get_name()] == []
+
+
+@pytest.mark.parametrize("cancels", [2, 3])
+async def test_a_body_that_is_cancelled_again_and_again_is_saved_and_released(
+    store: AsyncSessionStore,
+    server: Server,
+    storage: SharedStorage,
+    monkeypatch: Any,
+    cancels: int,
+) -> None:
+    """SIGTERM, and SIGTERM again, while the last write waits its turn."""
+    # promise 9
+    commit = storage.commit
+
+    async def slowly(changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+        await asyncio.sleep(0.8)
+        return await commit(changes)
+
+    async def body() -> None:
+        async with store.lease("bot", ttl=TTL):
+            monkeypatch.setattr(storage, "commit", slowly)
+            await store.save(state(1))
+            await asyncio.sleep(0.1)
+            await store.save(state(2))
+            await asyncio.sleep(1e6)
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(0.5)
+    for _ in range(cancels):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert seq_of(server) == 2
+    assert server.holder("bot") is None
+
+
+async def test_a_hung_storage_holds_a_twice_cancelled_body_for_two_seconds(
+    store: AsyncSessionStore, storage: SharedStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    # promise 5
+    async def body() -> None:
+        async with store.lease("bot", ttl=TTL):
+            storage.hangs = True
+            await store.save(state(1))
+            await asyncio.sleep(1e6)
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(0.5)
+    task.cancel()
+    await asyncio.sleep(0.5)
+    task.cancel()
+    began = now()
+    await asyncio.wait([task])
+    assert now() - began <= 2.1
+    assert "leaving the lease of 'bot'" in caplog.text
+    storage.hangs = False
+
+
+async def test_closing_the_store_ends_every_body_before_its_lease_is_given_up(
+    server: Server,
+) -> None:
+    # promise 28
+    store, third = (
+        AsyncSessionStore(SharedStorage(server)),
+        AsyncSessionStore(SharedStorage(server)),
+    )
+    ended = 0.0
+
+    async def body() -> None:
+        nonlocal ended
+        async with store.lease("bot", ttl=TTL):
+            await store.save(state(1))
+            try:
+                await asyncio.sleep(1e6)
+            finally:
+                await asyncio.sleep(3.0)  # handlers have their grace
+                ended = now()
+
+    async def candidate() -> None:
+        async with third.lease("bot", ttl=TTL):
+            assert 0.0 < ended <= now() < ended + TTL / 3
+
+    task, other = asyncio.create_task(body()), asyncio.create_task(candidate())
+    await asyncio.sleep(1.0)
+    await store.aclose()
+    assert 0.0 < ended <= now()
+    assert server.holder("bot") is None
+    with pytest.raises(LeaseLostError, match="closed"):
+        await task
+    await other
+    assert seq_of(server) == 1
+    await third.aclose()
+
+
+async def test_a_body_that_outlives_its_store_keeps_the_lease_until_it_lapses(
+    server: Server,
+) -> None:
+    # promise 28
+    store, third = (
+        AsyncSessionStore(SharedStorage(server)),
+        AsyncSessionStore(SharedStorage(server)),
+    )
+    release = asyncio.Event()
+
+    async def stubborn() -> None:
+        async with store.lease("bot", ttl=TTL):
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(1.0)
+    await store.aclose()
+    assert now() >= 1.0 + TTL * 2 / 3
+    async with third.lease("bot", ttl=TTL):
+        assert now() >= TTL
+    release.set()
+    await asyncio.wait([task])
+    assert isinstance(task.exception(), LeaseLostError)
+    await third.aclose()
+
+
+@pytest.mark.parametrize("slow", [0.0, 1.0])
+async def test_a_candidate_does_not_outlive_its_store(
+    server: Server, other: AsyncSessionStore, slow: float
+) -> None:
+    """Not even if its request is granted while the store is closed."""
+    # promise 28
+    storage = SharedStorage(server)
+    grant = storage.acquire
+
+    async def slowly(account_id: str, token: str, ttl: float) -> bool:
+        granted = await grant(account_id, token, ttl)
+        await asyncio.sleep(slow)
+        return granted
+
+    storage.acquire = slowly  # type: ignore[method-assign]
+    store = AsyncSessionStore(storage)
+
+    async def wait() -> None:
+        async with store.lease("bot", ttl=TTL):
+            pytest.fail("the store is closed")
+
+    if slow:
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0.5)
+        await store.aclose()
+    else:
+        async with other.lease("bot", ttl=TTL):
+            task = asyncio.create_task(wait())
+            await asyncio.sleep(0.5)
+            began = now()
+            await store.aclose()
+            assert now() == began
+    with pytest.raises(StoreClosedError):
+        await task
+    assert server.holder("bot") is None
+    with pytest.raises(StoreClosedError):
+        async with store.lease("bot", ttl=TTL):
+            pass
+
+
+async def test_taking_and_leaving_many_leases_looks_at_each_a_few_times(server: Server) -> None:
+    class Held(dict[str, Any]):
+        looked_at = 0
+
+        def values(self) -> Any:
+            Held.looked_at += len(self)
+            return super().values()
+
+    count = 200
+    async with (
+        AsyncSessionStore(SharedStorage(server)) as store,
+        contextlib.AsyncExitStack() as all,
+    ):
+        store._leases._held = Held()
+        for number in range(count):
+            await all.enter_async_context(store.lease(f"bot-{number}", ttl=TTL))
+        await asyncio.sleep(TTL + 0.1)  # three renewals
+        assert server.renewals == 3
+        assert Held.looked_at <= 10 * count
 
 
 # Who waits
