@@ -10,27 +10,38 @@ Sources: the bases are those of the live pages in 2026-08.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
+import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 try:
-    import aiohttp
+    import aiohttp  # noqa: F401
 except ImportError as error:
     raise ImportError(
         'qqbot_session.bot needs aiohttp: pip install "qqbot_session[bot]"'
     ) from error
 
-from .api import Api, Entrance, Shard, Tokens
+from .api import Api, Tokens
+from .entrance import MAX_SHARDS, Entrance, Shard
 from .errors import ApiError, LeaseLostError
 from .gateway import Dispatch, Event, Hello, Ready
+from .guard import check_handler
+from .http import Http
 from .lifetime import run_together, run_until_stopped
+from .logs import say
+from .proxies import check_proxy, proxy_for
 from .shard import Health, ShardRunner, account_id_for, check_options, open_gateway
 from .state import check_app_id, check_intents, check_shard
 from .storages import Storage
 from .store import AsyncSessionStore
+from .words import Secret, shown
 
 __all__ = ["API_URL", "SANDBOX_API_URL", "TOKEN_URL", "ApiError", "Bot", "run_bot"]
 
@@ -43,6 +54,7 @@ TOKEN_URL = "https://api.bot.qq.com/app/getAppAccessToken"
 
 Handle: TypeAlias = "Callable[[Dispatch, Bot], Awaitable[object]]"
 
+_CALLS = 100  # of the bot's own that may be under way at once; as aiohttp has it
 _LEASE = 15.0  # seconds; as client-go's leaderelection
 
 
@@ -103,6 +115,8 @@ async def run_bot(
     lease: bool | float = False,
     api_url: str | None = None,
     token_url: str | None = None,
+    proxy: str | None = None,
+    started: Callable[[Bot], object] | None = None,
     signals: bool = True,
     concurrency: int | None = None,
     grace: float = 5.0,
@@ -117,7 +131,8 @@ async def run_bot(
         app_id: the bot's app id.
         secret: its secret.
         intents: which events it wants: `1 << 25` is group and C2C messages.
-        handle: the bot's work; see `ShardRunner`. Handlers run concurrently.
+        handle: the bot's work, an `async def handle(event, bot)`; see `ShardRunner`. Handlers run
+            concurrently.
         sessions: where the sessions are kept: what `AsyncSessionStore` takes, or a store, which
             is then not closed here.
         shards: how many, all run here, or those to run here as `(shard id, shard count)`; `None`
@@ -130,6 +145,12 @@ async def run_bot(
             another process may begin.
         api_url: the base of QQ's HTTP API; `None` = QQ's, or its sandbox's.
         token_url: where access tokens come from; `None` = QQ.
+        proxy: the HTTP proxy for the token, the API and the line, such as
+            `http://user:password@127.0.0.1:7890`; `None` = what `HTTPS_PROXY`, `HTTP_PROXY` and
+            `NO_PROXY` say.
+        started: called once with the bot, before its first line: the place to keep it for a probe,
+            for metrics, for messages that answer nothing. A coroutine function runs beside the
+            bot, and is cancelled once the last handler has ended.
         signals: whether to take SIGTERM and Ctrl-C; only in the main thread, else ignored.
         concurrency: how many handlers run at a time per shard; see `ShardRunner` before you do.
         grace: seconds that handlers get at the end.
@@ -138,15 +159,18 @@ async def run_bot(
         GatewayRefusedError: QQ refused the bot: a wrong secret, a ban, intents it may not use.
         TypeError, ValueError: an argument is not what it should be.
     """
+    secret = _check_secret(secret)
     check_app_id(app_id)
     check_intents(intents)
-    _check_secret(secret)
     wanted = _check_shards(shards)
     ttl = _check_lease(lease)
     options = {"concurrency": concurrency, "grace": grace}
     check_options(**options)
-    if not callable(handle):
-        raise TypeError(f"handle must be callable, not {handle!r}")
+    check_handler("handle", handle, "event", "bot")
+    _check_started(started)
+    api_url = api_url or (SANDBOX_API_URL if sandbox else API_URL)
+    token_url = token_url or TOKEN_URL
+    proxy = _check_way(proxy, api_url=api_url, token_url=token_url)
 
     async def live() -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -155,12 +179,15 @@ async def run_bot(
                 store = await stack.enter_async_context(AsyncSessionStore(store))
             if ttl is not None:
                 _ = store.lease(app_id, ttl=ttl)  # or say at once that it cannot be had
-            http = await stack.enter_async_context(aiohttp.ClientSession())
-            tokens = Tokens(http, app_id, secret, token_url or TOKEN_URL)
-            api = Api(http, app_id, api_url or (SANDBOX_API_URL if sandbox else API_URL), tokens)
-            lines = _Lines(
-                store, tokens, Entrance(http, api), Bot(app_id, api), handle, options, ttl
-            )
+            # Lines and tokens never wait for the bot's own calls.
+            http = await stack.enter_async_context(Http(proxy))
+            calls = await stack.enter_async_context(Http(proxy, calls=_CALLS))
+            tokens = Tokens(http, app_id, secret, token_url)
+            entrance = Entrance(http, Api(http, app_id, api_url, tokens))
+            bot = Bot(app_id, Api(calls, app_id, api_url, tokens))
+            await stack.enter_async_context(entrance)
+            await stack.enter_async_context(_beside(started, bot))
+            lines = _Lines(store, tokens, entrance, bot, handle, options, ttl)
             await lines.run(wanted, intents, sandbox)
 
     await run_until_stopped(live(), signals=signals)
@@ -237,20 +264,85 @@ async def _known_shards(store: AsyncSessionStore, app_id: str, sandbox: bool) ->
     return [(number, count) for number in range(count)]
 
 
-def _check_secret(secret: object) -> None:
+@contextlib.asynccontextmanager
+async def _beside(started: Callable[[Bot], object] | None, bot: Bot) -> AsyncIterator[None]:
+    """Call it, and run what it returns until the body ends."""
+    answer = None if started is None else started(bot)
+    if not inspect.isawaitable(answer):
+        yield
+        return
+    task = asyncio.create_task(_run_beside(answer), name="qqbot_session:started")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _run_beside(work: Awaitable[object]) -> None:
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - the bot goes on without it
+        extra = {"qqbot_reason": "started"}
+        say(
+            logging.ERROR, "what `started` began has failed: %r", error, exc_info=error, extra=extra
+        )
+
+
+def _check_secret(secret: object) -> Secret:
     if not isinstance(secret, str):
         raise TypeError(f"secret must be a str, not {type(secret).__name__}")
     if not secret:
         raise ValueError("secret must not be empty: ''")
+    return Secret(secret)
+
+
+def _check_started(started: object) -> None:
+    if started is not None and not callable(started):
+        raise TypeError(f"started must be callable or None, not {started!r:.100}")
+
+
+def _check_way(proxy: object, **urls: str) -> Secret | None:
+    """Return the proxy that was named; say what is wrong with the addresses and the way to them."""
+    plain = [name for name, url in urls.items() if not _is_private(name, url)]
+    if plain:
+        text = "%s: without TLS, everybody on the way can read the secret and the token"
+        names = " and ".join(f"{name} is {urls[name]}" for name in plain)
+        say(logging.WARNING, text, names, extra={"qqbot_reason": "plain"})
+    if proxy is not None:
+        return check_proxy("proxy", proxy)
+    for url in urls.values():
+        _ = proxy_for(url)  # or say at once that it cannot be used
+    return None
+
+
+def _is_private(name: str, url: object) -> bool:
+    """Whether what goes to this address can be read there alone."""
+    if not isinstance(url, str):
+        raise TypeError(f"{name} must be a str or None, not {type(url).__name__}")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{name} must begin with https://, not {shown(url)!r}")
+    return parts.scheme == "https" or _is_loopback(parts.hostname)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _check_lease(lease: object) -> float | None:
     """Return the lease's seconds, `None` for none; the store checks how many they are."""
     if not isinstance(lease, int | float):
-        raise TypeError(f"lease must be a bool or seconds as a float, not {lease!r}")
+        raise TypeError(f"lease must be a bool or seconds as a float, not {lease!r:.100}")
     if isinstance(lease, bool):
         return _LEASE if lease else None
-    return float(lease)
+    try:
+        return float(lease)
+    except OverflowError:
+        raise ValueError(f"lease must be seconds, not {shown(lease)}") from None
 
 
 def _check_shards(shards: object) -> list[Shard]:
@@ -258,12 +350,14 @@ def _check_shards(shards: object) -> list[Shard]:
     if shards is None:
         return []
     if isinstance(shards, int) and not isinstance(shards, bool):
-        if shards < 1:
-            raise ValueError(f"shards must be at least 1, not {shards!r}")
+        if not 1 <= shards <= MAX_SHARDS:
+            raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shown(shards)}")
         return [(number, shards) for number in range(shards)]
     if not isinstance(shards, Sequence) or not shards:
-        raise TypeError(f"shards must be a number or (shard id, shard count) pairs, not {shards!r}")
+        raise TypeError(
+            f"shards must be a number or (shard id, shard count) pairs, not {shards!r:.100}"
+        )
     wanted = [check_shard(shard) for shard in shards]
     if len(set(wanted)) < len(wanted):  # each would end the other's line, again and again
-        raise ValueError(f"shards must differ from each other: {wanted!r}")
+        raise ValueError(f"shards must differ from each other: {wanted!r:.200}")
     return wanted

@@ -21,6 +21,9 @@ from itertools import islice
 from .words import shown
 
 _NAMED = 3  # accounts in one line
+_NOT_ALLOWED_HERE = (  # botpy#189, AstrBot#631
+    "This machine's address is not in the bot's IP allow-list (IP 白名单): add it in QQ's console"
+)
 
 
 class QQBotSessionError(Exception):
@@ -98,8 +101,17 @@ class ApiError(QQBotSessionError):
         self, status: int, code: int | None, message: str, trace_id: str | None = None
     ) -> None:
         self.status, self.code, self.message, self.trace_id = status, code, message, trace_id
-        text = f"HTTP {status}, code {code}: {message}"
+        text = f"HTTP {status}" + ("" if code is None else f", code {code}") + f": {message}"
+        if self.is_not_allowed_here:
+            text += f". {_NOT_ALLOWED_HERE}"
         super().__init__(text if trace_id is None else f"{text} (trace id {trace_id})")
+
+    @property
+    def is_not_allowed_here(self) -> bool:
+        """Whether this machine's address is missing in the bot's IP allow-list."""
+        words = self.message.lower()
+        named = "白名单" in words or "whitelist" in words or "allowlist" in words
+        return self.code == 11298 or (self.status in (401, 403) and named)
 
     def __reduce__(self) -> tuple[type[ApiError], tuple[int, int | None, str, str | None]]:
         return type(self), (self.status, self.code, self.message, self.trace_id)

@@ -11,6 +11,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable
@@ -42,6 +44,32 @@ def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:
         raise
     except BaseException:  # noqa: BLE001 - a hook is not worth a session
         say(logging.ERROR, "%s failed: %r", name, hook, exc_info=True)
+
+
+def check_handler(name: str, handler: object, *arguments: str) -> None:
+    """Check that a handler can be called with these, and is a coroutine function.
+
+    What cannot be known is let through: objects with a `__call__`, functions that are not
+    Python's, and lambdas, which may return what an async function returns.
+
+    Raises:
+        TypeError: it cannot; the error shows the right signature.
+    """
+    right = f"`async def {name}({', '.join(arguments)})`"
+    if not callable(handler) or isinstance(handler, type):
+        raise TypeError(f"{name} must be {right}, not {handler!r:.100}")
+    try:
+        inspect.signature(handler).bind(*arguments)
+    except ValueError:  # it has none
+        return
+    except TypeError as error:
+        raise TypeError(f"{name} must be {right}: {handler!r:.100}: {error}") from None
+    function = inspect.unwrap(handler)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    plain = inspect.isfunction(function) or inspect.ismethod(function)
+    if plain and function.__name__ != "<lambda>" and not inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name} must be {right}; {handler!r:.100} is not async")
 
 
 def read_clock(clock: Callable[[], float]) -> float:

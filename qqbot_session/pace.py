@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .logs import say
+from .state import MAX_INTEGER
 
 _ASK_AGAIN = 60.0  # seconds after which what was told is asked again, if need be; our choice
 _DAY = 86_400.0  # seconds, after which they are reset at the latest
@@ -130,8 +131,9 @@ class Pace:
 
 
 def count(value: object) -> int | None:
-    """Return an integer that was received, `None` for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """Return an integer that was received, `None` for anything else, and for one beyond 2**53."""
+    known = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
+    return value if known else None  # type: ignore[return-value]
 
 
 def _now() -> float:

@@ -18,6 +18,7 @@ import pytest
 from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
 from qqbot_session import api as api_module
 from qqbot_session import bot as bot_module
+from qqbot_session import entrance as entrance_module
 from qqbot_session import pace as pace_module
 from qqbot_session import shard as shard_module
 from qqbot_session.bot import SANDBOX_API_URL, TOKEN_URL, ApiError, Bot, run_bot
@@ -39,7 +40,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(seconds / 50)
 
     monkeypatch.setattr(shard_module, "_pause", pause)
-    monkeypatch.setattr(api_module, "_pause", pause)
+    monkeypatch.setattr(entrance_module, "_pause", pause)
     monkeypatch.setattr(pace_module, "_pause", pause)
 
 
@@ -335,7 +336,7 @@ async def test_a_bot_with_a_session_resumes_though_the_address_cannot_be_asked_f
     trouble: Any, shards: int | None, qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promise 20
-    monkeypatch.setattr(api_module, "_ASK_WAIT", 0.1)
+    monkeypatch.setattr(entrance_module, "_ASK_WAIT", 0.1)
     storage = MemoryStorage()
     async with running(qq, sessions=storage):
         await say(qq, "first")
@@ -363,7 +364,7 @@ async def test_a_bot_that_crashes_all_the_time_asks_no_more_often_than_it_may(
 async def test_a_bot_without_a_session_waits_until_it_may_ask(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_module, "_TOO_OFTEN_WAIT", 0.05)
+    monkeypatch.setattr(entrance_module, "_TOO_OFTEN_WAIT", 0.05)
     qq.rate_limit(3)
     async with running(qq):
         assert qq.requests[GATEWAY] == 4

@@ -21,6 +21,7 @@ FLOORS = {
     "logs": (1, 1),
     "state": (2, 0),
     "network": (2, 0),
+    "proxies": (2, 0),
     "guard": (3, 0),
     "judging": (3, 0),
     "ledger": (3, 0),
@@ -36,8 +37,10 @@ FLOORS = {
     "lifetime": (6, 0),
     "doctor": (6, 0),
     "integrations": (7, 0),
+    "http": (7, 1),
     "api": (8, 0),
-    "bot": (8, 1),
+    "entrance": (8, 1),
+    "bot": (8, 2),
     "launch": (8, 2),
     "cli": (8, 3),
     "testing": (9, 0),
@@ -45,7 +48,8 @@ FLOORS = {
     "__init__": (9, 2),
 }
 REDIS = Path("storages", "redis.py")  # the one room of its wing that needs an extra
-OPTIONAL = {"integrations", "api", "bot", "testing"}  # these may import what an extra installs
+# These may import what an extra installs.
+OPTIONAL = {"integrations", "http", "api", "entrance", "bot", "testing"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

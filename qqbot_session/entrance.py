@@ -1,0 +1,191 @@
+"""`/gateway/bot`: where the gateway is, and how many may enter when (extra `bot`).
+
+Rules:
+
+* It is asked as rarely as its limit demands, and obeyed: Identifies are paced over all shards, and
+  none is sent when none remains.
+* Many shards that ask at a time wait for one answer, and a failure is everybody's until the next
+  try, which is ever later.
+* A session that is resumed needs a token and a socket: where an address is known, it is used at
+  once, and the question is asked beside it.
+* An API that is asked over TLS cannot lead to a gateway without.
+
+Source: bot-docs, openapi/wss/shard_url_get.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from .api import NO_ANSWER, Api, back_off, now
+from .errors import ApiError, GatewayRefusedError, describe
+from .http import Http
+from .integrations.aiohttp import AiohttpSocket
+from .logs import say
+from .pace import Pace, count
+from .words import shown
+
+Shard: TypeAlias = tuple[int, int]
+
+MAX_SHARDS = 100_000
+"""Of one bot; more than that is a mistake."""
+
+_ASK_WAIT = 5.0  # seconds; below the runner's patience for a connection; these are our choice
+_TOO_OFTEN = {429, 100001, 100017}  # HTTP's status, and QQ's codes; the last seen in 2026-08
+_TOO_OFTEN_WAIT = 60.0  # seconds; as long as the clients we read wait
+_ASKS, _ASK_EVERY = 10, 30.0  # 10 at once, 2 a minute (live page of `/gateway`, 2026-07-22)
+_QQ = ".qq.com"  # where QQ's gateways are
+_pause = asyncio.sleep
+
+
+class Entrance:
+    """Where a bot's shards go in; an async context manager.
+
+    Args:
+        http: for the lines.
+        api: to ask.
+    """
+
+    def __init__(self, http: Http, api: Api) -> None:
+        self._http, self._api = http, api
+        # What `GET /gateway` answered wherever it is documented; for when it cannot be asked.
+        self._usual_url = api.base.replace("http", "ws", 1) + "/websocket/"
+        self._lock = asyncio.Lock()  # around asking
+        self._beside: asyncio.Task[None] | None = None  # asks, while a line is opened
+        self._pace = Pace(self._ask)
+        self._url: str | None = None
+        self._shards: int | None = None
+        self._asks: deque[float] = deque(maxlen=_ASKS)
+        self._failures = 0
+        self._try_at = 0.0  # the loop's clock, as all here
+        self._doubtful = False
+
+    async def __aenter__(self) -> Entrance:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._beside is not None:
+            self._beside.cancel()
+            await asyncio.wait([self._beside])
+
+    async def suggested_shards(self, known: Callable[[], Awaitable[list[Shard]]]) -> list[Shard]:
+        """Return the shards that QQ suggests; those that were run before if it cannot be asked."""
+        while self._shards is None:
+            if await self._ask():
+                break
+            if before := await known():
+                return before
+            await _pause(max(0.0, self._try_at - now()))
+        count = max(1, self._shards or 1)
+        return [(number, count) for number in range(count)]
+
+    async def connect(self, shard: Shard, known: str | None = None) -> AiohttpSocket:
+        """Open a socket to the address that was told last.
+
+        Args:
+            known: an address that was told to an earlier process; used only if it is QQ's.
+        """
+        if self._url is None and known is not None and self._is_qq(known):
+            self._url = known
+        if self._url is None:
+            await self._ask()
+        elif self._pace.asked_at == float("-inf") or (self._doubtful and self._pace.is_old):
+            self._ask_beside()
+        try:
+            return await self._http.connect(self._url or self._usual_url)
+        except Exception:
+            self._doubtful = True
+            self._pace.withdraw(shard)
+            raise
+
+    async def before_identify(self, shard: Shard) -> None:
+        """Wait until one more Identify may be sent; see `Pace`."""
+        await self._pace.before_identify(shard)
+
+    def handshake_goes_out(self, shard: Shard) -> None:
+        """Note that Hello came."""
+        self._doubtful = False
+        self._pace.handshake_goes_out(shard)
+
+    def _ask_beside(self) -> None:
+        """Ask while somebody goes on; who cannot go on without the answer asks for himself."""
+        if self._beside is None or self._beside.done():
+            self._beside = asyncio.create_task(self._ask_alone(), name="qqbot_session:gateway")
+
+    async def _ask_alone(self) -> None:
+        with contextlib.suppress(GatewayRefusedError):  # which the line meets, too, and raises
+            await self._ask()
+
+    async def _ask(self) -> bool:
+        """Ask, unless that is too often; return whether there is a new answer."""
+        began = now()
+        async with self._lock:
+            if self._pace.asked_at >= began:  # another shard did
+                return True
+            asked = now()
+            spent = len(self._asks) == _ASKS and asked < self._asks[0] + _ASKS * _ASK_EVERY
+            if asked < self._try_at or spent or not await self._has_token():
+                return False
+            self._asks.append(asked)
+            try:
+                self._learn(await self._api.request("GET", "/gateway/bot", wait=_ASK_WAIT))
+            except GatewayRefusedError:
+                raise
+            except (*NO_ANSWER, ValueError) as error:
+                self._note_failure(error)
+                return False
+            self._failures = 0
+            return True
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failures += 1
+        pause = back_off(self._failures)
+        if isinstance(error, ApiError) and {error.status, error.code} & _TOO_OFTEN:
+            pause = _TOO_OFTEN_WAIT
+        self._try_at = now() + pause
+        fields = {"qqbot_reason": "gateway", "qqbot_app": self._api.app_id, "qqbot_wait": pause}
+        text = "/gateway/bot: %s; next try in %.0f s or later"
+        say(logging.WARNING, text, describe(error), pause, extra=fields)
+
+    async def _has_token(self) -> bool:
+        """Whether there is a token; that there is none is said where it is fetched."""
+        try:
+            await self._api.tokens.get()
+        except NO_ANSWER as error:
+            if isinstance(error, GatewayRefusedError):
+                raise
+            return False
+        return True
+
+    def _learn(self, answer: Any) -> None:
+        """Take what QQ answered; what it leaves out is no limit."""
+        fields = answer if isinstance(answer, Mapping) else {}
+        url, shards = fields.get("url"), count(fields.get("shards"))
+        if not isinstance(url, str) or not url.startswith(("ws://", "wss://")):
+            raise ValueError("the answer has no url")
+        if not self._is_safe(url):
+            raise ValueError(
+                f"the API is asked over TLS, but names a gateway without: {shown(url)}; "
+                "no token goes there"
+            )
+        if shards is not None and shards > MAX_SHARDS:
+            raise ValueError(f"{shards} shards are suggested, but {MAX_SHARDS} are the most")
+        self._url, self._shards, self._doubtful = url, shards, False
+        self._pace.learn(fields.get("session_start_limit"))
+
+    def _is_safe(self, url: str) -> bool:
+        return url.startswith("wss://") or not self._api.base.startswith("https://")
+
+    def _is_qq(self, url: str) -> bool:
+        """Whether an address from a record, which others may have written, may get the token."""
+        try:
+            host, own = urlsplit(url).hostname or "", urlsplit(self._api.base).hostname or ""
+        except ValueError:
+            return False
+        return self._is_safe(url) and (host == own or host.endswith(_QQ))

@@ -1,0 +1,78 @@
+"""Which proxy leads to an address: one answer for the token, the API and the line of a bot.
+
+Rules:
+
+* `HTTPS_PROXY` is for `https://` and `wss://`, `HTTP_PROXY` for `http://` and `ws://`, and
+  `NO_PROXY` names what needs none, as `urllib` reads them, in capitals or not; a network in
+  `NO_PROXY`, such as `10.0.0.0/8`, counts as well.
+* A proxy that is named in an argument is for everything.
+* A proxy's address may hold a password: it is a `Secret`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+from .words import MASK, Secret
+
+_SCHEMES = {"ws": "http", "wss": "https"}
+
+
+def proxy_for(url: str) -> Secret | None:
+    """Return the proxy that the environment names for this address, `None` for the direct way.
+
+    Raises:
+        ValueError: it is not the address of an HTTP proxy.
+    """
+    parts = urlsplit(url)
+    scheme = _SCHEMES.get(parts.scheme, parts.scheme)
+    proxies = getproxies_environment()
+    proxy = proxies.get(scheme)
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    if _is_in_network(parts.hostname or "", proxies.get("no", "")):
+        return None
+    if "://" not in proxy:  # as curl takes it
+        proxy = f"http://{proxy}"
+    return check_proxy(f"{scheme.upper()}_PROXY", proxy)
+
+
+def _is_in_network(host: str, networks: str) -> bool:
+    with contextlib.suppress(ValueError):  # a name is no address
+        address = ip_address(host)
+        for name in networks.split(","):
+            with contextlib.suppress(ValueError):
+                if "/" in name and address in ip_network(name.strip(), strict=False):
+                    return True
+    return False
+
+
+def check_proxy(name: str, proxy: object) -> Secret:
+    """Return it as a `Secret`.
+
+    Raises:
+        TypeError, ValueError: it is not the address of an HTTP proxy.
+    """
+    if not isinstance(proxy, str):
+        raise TypeError(f"{name} must be a str or None, not {type(proxy).__name__}")
+    try:
+        parts = urlsplit(proxy)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:  # of the port
+        known = False
+    if not known or parts.path.strip("/") or parts.query or not proxy.isprintable():
+        raise ValueError(
+            f"{name} must be the address of an HTTP proxy, such as http://127.0.0.1:7890, "
+            f"not {_masked(proxy)!r}"
+        ) from None
+    return Secret(proxy)
+
+
+def _masked(proxy: str) -> str:
+    """Return the address without its user and password."""
+    before, at, host = proxy.rpartition("@")
+    scheme, slashes, _ = before.rpartition("://")
+    return f"{scheme}{slashes}{MASK}@{host}"[:100] if at else proxy[:100]
