@@ -2,9 +2,10 @@
 
 Rules:
 
-* Identifies are paced over all shards of a bot: as many in 5 s as `max_concurrency` says, counted
-  from when they go out. A Resume costs nothing, and is not asked about here.
-* None is granted when none remains: it waits, and says until when.
+* Identifies are paced over all shards of a bot: `max_concurrency` of them in 5 s, counted from the
+  moment they go out. A Resume costs nothing and is not asked about here.
+* What was granted takes up a place until it goes out or is withdrawn, as when its line ended.
+* When none remains, none is granted: the shards wait, and the log says until when.
 
 Source: bot-docs, openapi/wss/shard_url_get.md.
 """
@@ -21,40 +22,39 @@ from typing import Any
 from .logs import say
 from .state import MAX_INTEGER
 
-_ASK_AGAIN = 60.0  # seconds after which what was told is asked again, if need be; our choice
-_DAY = 86_400.0  # seconds, after which they are reset at the latest
-_PACE = 5.2  # seconds in which `max_concurrency` sessions may be created: 5, and some for the way
-_GRANTED = 30.0  # seconds until an Identify that was granted must have been sent
-_LOOK = 0.1  # seconds after which it is looked again what became of those
-_NAP = 600.0  # seconds after which a bot without session starts looks again
+_ASK_AGAIN = 60.0  # seconds for which an answer is good; our choice
+_DAY = 86_400.0  # seconds after which the session starts are reset at the latest
+_PACE = 5.2  # seconds for `max_concurrency` sessions: 5, and some for the way there
+_NAP = 600.0  # seconds after which a bot without session starts asks again
 _pause = asyncio.sleep
 
 
 class Pace:
-    """The Identifies of all shards of one bot.
+    """The Identifies of all shards of one bot, for `ShardRunner(pace=...)`.
 
     Args:
-        ask: asks `/gateway/bot`, has its answer learnt, and returns whether there was one; it may
-            raise, which `before_identify` does then.
+        ask: asks `/gateway/bot`, passes the answer to `learn`, and returns whether there was one.
+            `before_identify` raises what it raises.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[bool]]) -> None:
         self._ask = ask
-        self._queue = asyncio.Lock()  # of those that want to Identify; it is fair
+        self._queue = asyncio.Lock()  # of the shards that want to Identify; it is fair
+        self._changed = asyncio.Event()  # one that was granted went out, or was withdrawn
         self._remaining: int | None = None  # `None` = not told: no limit
-        self._resets_at = 0.0  # the loop's clock, as all here
+        self._resets_at = 0.0  # the loop's clock, as everything here
         self._concurrency = 1
-        self.asked_at = float("-inf")  # with success
-        self._granted: dict[tuple[int, int], float] = {}
+        self.asked_at = float("-inf")  # successfully
+        self._granted: set[tuple[int, int]] = set()
         self._sent: deque[float] = deque()
 
     @property
     def is_old(self) -> bool:
-        """Whether what was told may be asked again."""
+        """Whether QQ may be asked again."""
         return _now() >= self.asked_at + _ASK_AGAIN
 
     def learn(self, limit: object) -> None:
-        """Take what QQ told; what it leaves out is no limit.
+        """Take note of QQ's answer; what it leaves out is no limit.
 
         Args:
             limit: `session_start_limit`, as received.
@@ -70,56 +70,53 @@ class Pace:
         """Wait until one more Identify may be sent.
 
         Raises:
-            ConnectionError: QQ has not said yet how many may be.
+            ConnectionError: QQ has not said yet how many may be sent.
         """
         self.withdraw(shard)
         async with self._queue:
             await self._until_one_remains()
             while (pause := self._until_it_fits()) > 0:
-                await _pause(pause)
-            self._granted[shard] = _now()
+                await self._wait(pause)
+            self._granted.add(shard)
+
+    def identified(self, shard: tuple[int, int]) -> None:
+        """Count an Identify that goes out now."""
+        self._sent.append(_now())
+        if self._remaining is not None:
+            self._remaining -= 1
+        self.withdraw(shard)
 
     def handshake_goes_out(self, shard: tuple[int, int]) -> None:
-        """Note that Hello came, which is answered at once; only what was granted Identifies."""
-        if self.withdraw(shard):
-            self._sent.append(_now())
-            if self._remaining is not None:
-                self._remaining -= 1
+        """Count it if it is an Identify: only those are granted."""
+        if shard in self._granted:
+            self.identified(shard)
 
     def withdraw(self, shard: tuple[int, int]) -> bool:
-        """Take back what was granted to a shard; return whether something was."""
-        return self._granted.pop(shard, None) is not None
+        """Take back what was granted to a shard; return whether anything was."""
+        granted = shard in self._granted
+        self._granted.discard(shard)
+        self._changed.set()
+        return granted
 
     def _until_it_fits(self) -> float:
-        """Return the seconds until another Identify fits into the pace; 0 = now."""
+        """Return the seconds until there is a place for another Identify; 0 = now."""
         now = _now()
-        while self._sent and self._sent[0] <= now - _PACE:
+        while self._sent and self._sent[0] + _PACE <= now:
             self._sent.popleft()
-        if len(self._sent) + self._promised(now) < self._concurrency:
+        if len(self._sent) + len(self._granted) < self._concurrency:
             return 0.0
-        ends = self._sent[0] + _PACE - now if self._sent else _PACE
-        return ends if not self._granted else min(ends, _LOOK)
-
-    def _promised(self, now: float) -> int:
-        """Return how many were granted and may still be sent."""
-        for shard, at in list(self._granted.items()):
-            if at <= now - _GRANTED:
-                del self._granted[shard]
-        return len(self._granted)
+        return self._sent[0] + _PACE - now if self._sent else _PACE
 
     async def _until_one_remains(self) -> None:
         told = 0.0
         while True:
             if self.is_old and not await self._ask() and self.asked_at == float("-inf"):
-                raise ConnectionError("how many sessions may be started, QQ has not said yet")
+                raise ConnectionError("QQ has not said yet how many sessions may be started")
             now = _now()
             left = self._remaining
-            if left is None or left > self._promised(now) or now >= self._resets_at:
+            if left is None or left > len(self._granted) or now >= self._resets_at:
                 return
-            if left > 0:  # until it is known whether those that were promised are spent
-                await _pause(_LOOK)
-                continue
-            if told != self._resets_at:
+            if left <= 0 and told != self._resets_at:
                 told = self._resets_at
                 say(
                     logging.WARNING,
@@ -127,7 +124,17 @@ class Pace:
                     _local_time(self._resets_at - now),
                     extra={"qqbot_reason": "session_starts", "qqbot_wait": self._resets_at - now},
                 )
-            await _pause(min(self._resets_at - now, _NAP))
+            await self._wait(min(self._resets_at - now, _NAP))
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait so many seconds, or until a granted Identify went out or was withdrawn."""
+        self._changed.clear()
+        ends = [asyncio.ensure_future(end) for end in (_pause(seconds), self._changed.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
 
 def count(value: object) -> int | None:

@@ -35,7 +35,7 @@ async def test_identifies_are_paced_over_all_shards(at_a_time: int, steps: list[
     async def identify(shard: tuple[int, int]) -> None:
         await qq.pace.before_identify(shard)
         await asyncio.sleep(0.5)  # a socket is opened, and Hello comes
-        qq.pace.handshake_goes_out(shard)
+        qq.pace.identified(shard)
         sent.append(asyncio.get_running_loop().time())
 
     await asyncio.gather(*map(identify, SHARDS))
@@ -70,7 +70,7 @@ async def test_what_went_out_is_counted_until_qq_is_asked_again() -> None:
     qq = Qq(remaining=2, max_concurrency=4, reset_after=3_600_000)
     for shard in SHARDS[:2]:
         await qq.pace.before_identify(shard)
-        qq.pace.handshake_goes_out(shard)
+        qq.pace.identified(shard)
     third = asyncio.create_task(qq.pace.before_identify(SHARDS[2]))
     await asyncio.sleep(20)
     assert not third.done()
@@ -86,7 +86,7 @@ async def test_what_was_granted_is_not_granted_to_another_before_it_went_out() -
     assert not second.done()
     qq.pace.withdraw(SHARDS[0])  # it did not open
     await asyncio.wait_for(second, 1)
-    qq.pace.handshake_goes_out(SHARDS[1])
+    qq.pace.identified(SHARDS[1])
     third = asyncio.create_task(qq.pace.before_identify(SHARDS[2]))
     await asyncio.sleep(20)
     assert not third.done()
@@ -112,3 +112,42 @@ async def test_nothing_is_granted_before_qq_has_said_how_many_may_be() -> None:
 
     with pytest.raises(ConnectionError, match="QQ has not said yet"):
         await Pace(ask).before_identify((0, 1))
+
+
+async def test_one_more_is_granted_when_the_pace_is_over_to_the_tick_and_not_all() -> None:
+    """3.0 + 5.2 == 8.2, but 8.2 - 5.2 < 3.0: on a clock that ticks in milliseconds, as uvloop's."""
+    # promise 21
+    qq = Qq()
+    await asyncio.sleep(3.0)
+    await qq.pace.before_identify((0, 6))
+    qq.pace.identified((0, 6))
+    others = [asyncio.create_task(qq.pace.before_identify((n, 6))) for n in range(1, 6)]
+    await asyncio.sleep(5.2)
+    await asyncio.sleep(0)
+    assert asyncio.get_running_loop().time() == pytest.approx(8.2)
+    assert sum(other.done() for other in others) <= 1
+    await asyncio.sleep(4)
+    assert sum(other.done() for other in others) == 1
+    for other in others:
+        other.cancel()
+
+
+async def test_an_identify_that_nobody_asked_for_is_counted_as_well() -> None:
+    # promise 21
+    qq = Qq(remaining=2, reset_after=3_600_000)
+    await qq.pace.before_identify(SHARDS[0])
+    qq.pace.identified(SHARDS[0])
+    qq.pace.identified(SHARDS[1])
+    third = asyncio.create_task(qq.pace.before_identify(SHARDS[2]))
+    await asyncio.sleep(50)
+    assert not third.done()
+    third.cancel()
+
+
+async def test_whoever_waits_behind_a_granted_identify_sleeps_until_it_went_out() -> None:
+    qq = Qq()
+    await qq.pace.before_identify(SHARDS[0])
+    waiting = asyncio.create_task(qq.pace.before_identify(SHARDS[1]))
+    await asyncio.sleep(20)
+    qq.pace.withdraw(SHARDS[0])
+    await asyncio.wait_for(waiting, 0.001)
