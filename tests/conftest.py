@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from blockbuster import BlockBuster
 
-pytest_plugins = ["qqbot_session.testing.plugin"]
+pytest_plugins = ["qqbot_session_pytest"]
 
 
 class VirtualSelector(selectors.DefaultSelector):

@@ -27,7 +27,7 @@ FATAL = [  # all but what other plugins say of themselves
     "-Werror::pytest.PytestUnraisableExceptionWarning",
 ]
 OURS = ["-p", "no:hypothesispytest", "-p", "no:pytest_cov", "-p", "no:timeout"]  # costs a second
-NAME, MODULE = "qqbot_session", "qqbot_session.testing.plugin"
+NAME, MODULE = "qqbot_session", "qqbot_session_pytest"
 
 BOT = """
 import asyncio, contextlib, json
