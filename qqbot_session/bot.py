@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, TypeAlias
@@ -187,70 +188,76 @@ async def run_bot(
             bot = Bot(app_id, Api(calls, app_id, api_url, tokens))
             await stack.enter_async_context(entrance)
             await stack.enter_async_context(_beside(started, bot))
-            lines = _Lines(store, tokens, entrance, bot, handle, options, ttl)
-            await lines.run(wanted, intents, sandbox)
+            await _Lines(
+                store=store,
+                bot=bot,
+                tokens=tokens,
+                entrance=entrance,
+                handle=handle,
+                intents=intents,
+                sandbox=sandbox,
+                ttl=ttl,
+                options=options,
+            ).run(wanted)
 
     await run_until_stopped(live(), signals=signals)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Lines:
     """All shards of a bot: a `ShardRunner` each, and what they share."""
 
-    def __init__(
-        self,
-        store: AsyncSessionStore,
-        tokens: Tokens,
-        entrance: Entrance,
-        bot: Bot,
-        handle: Handle,
-        options: Mapping[str, Any],
-        ttl: float | None,
-    ) -> None:
-        self._store, self._tokens, self._entrance = store, tokens, entrance
-        self._bot, self._handle, self._options, self._ttl = bot, handle, options, ttl
+    store: AsyncSessionStore
+    bot: Bot
+    tokens: Tokens
+    entrance: Entrance
+    handle: Handle
+    intents: int
+    sandbox: bool
+    ttl: float | None
+    options: Mapping[str, Any]  # of each runner
 
-    async def run(self, wanted: Sequence[Shard], intents: int, sandbox: bool) -> None:
-        shards = wanted or await self._entrance.suggested_shards(
-            partial(_known_shards, self._store, self._bot.app_id, sandbox)
-        )
-        await run_together([self._run_shard(shard, intents, sandbox) for shard in shards])
+    async def run(self, wanted: Sequence[Shard]) -> None:
+        """Run these shards; as many as QQ suggests if there are none."""
+        known = partial(_known_shards, self.store, self.bot.app_id, self.sandbox)
+        shards = wanted or await self.entrance.suggested_shards(known)
+        await run_together([self._run_shard(shard) for shard in shards])
 
-    async def _run_shard(self, shard: Shard, intents: int, sandbox: bool) -> None:
+    async def _run_shard(self, shard: Shard) -> None:
         """Be the shard, as long as that is this process's to be."""
-        if self._ttl is None:
-            await self._keep_up(shard, intents, sandbox)
+        if self.ttl is None:
+            await self._keep_up(shard)
             return
-        account_id = account_id_for(self._bot.app_id, shard, sandbox=sandbox)
+        account_id = account_id_for(self.bot.app_id, shard, sandbox=self.sandbox)
         while True:
             try:
-                async with self._store.lease(account_id, ttl=self._ttl):
-                    await self._keep_up(shard, intents, sandbox)
+                async with self.store.lease(account_id, ttl=self.ttl):
+                    await self._keep_up(shard)
             except LeaseLostError:  # said by whoever lost it
-                self._bot._runners.pop(shard, None)
+                self.bot._runners.pop(shard, None)
 
-    async def _keep_up(self, shard: Shard, intents: int, sandbox: bool) -> None:
+    async def _keep_up(self, shard: Shard) -> None:
         """Open the shard's session and keep its line up."""
         gateway = await open_gateway(
-            self._store, self._bot.app_id, intents=intents, shard=shard, sandbox=sandbox
+            self.store, self.bot.app_id, intents=self.intents, shard=shard, sandbox=self.sandbox
         )
-        runner = ShardRunner(
-            self._store,
+        runner = self.bot._runners[shard] = ShardRunner(
+            self.store,
             gateway,
-            connect=partial(self._entrance.connect, shard),
-            token=self._tokens.get,
-            handle=lambda event: self._handle(event, self._bot),
-            observe=partial(self._observe, shard),
-            before_identify=partial(self._entrance.before_identify, shard),
-            **self._options,
+            connect=self.entrance.connect,
+            token=self.tokens.get,
+            handle=lambda event: self.handle(event, self.bot),
+            observe=self._observe,
+            pace=self.entrance.pace,
+            **self.options,
         )
-        self._bot._runners[shard] = runner
         await runner.run()
 
-    def _observe(self, shard: Shard, event: Event) -> None:
+    def _observe(self, event: Event) -> None:
         if isinstance(event, Hello):
-            self._entrance.handshake_goes_out(shard)
+            self.entrance.greeted()
         elif isinstance(event, Ready) and isinstance(event.user, Mapping):
-            self._bot._user = event.user
+            self.bot._user = event.user
 
 
 async def _known_shards(store: AsyncSessionStore, app_id: str, sandbox: bool) -> list[Shard]:

@@ -50,6 +50,9 @@ class Entrance:
     Args:
         http: for the lines.
         api: to ask.
+
+    Attributes:
+        pace: of the Identifies of all shards.
     """
 
     def __init__(self, http: Http, api: Api) -> None:
@@ -58,7 +61,7 @@ class Entrance:
         self._usual_url = api.base.replace("http", "ws", 1) + "/websocket/"
         self._lock = asyncio.Lock()  # around asking
         self._beside: asyncio.Task[None] | None = None  # asks, while a line is opened
-        self._pace = Pace(self._ask)
+        self.pace = Pace(self._ask)
         self._url: str | None = None
         self._shards: int | None = None
         self._asks: deque[float] = deque(maxlen=_ASKS)
@@ -85,7 +88,7 @@ class Entrance:
         count = max(1, self._shards or 1)
         return [(number, count) for number in range(count)]
 
-    async def connect(self, shard: Shard, known: str | None = None) -> AiohttpSocket:
+    async def connect(self, known: str | None = None) -> AiohttpSocket:
         """Open a socket to the address that was told last.
 
         Args:
@@ -95,23 +98,17 @@ class Entrance:
             self._url = known
         if self._url is None:
             await self._ask()
-        elif self._pace.asked_at == float("-inf") or (self._doubtful and self._pace.is_old):
+        elif self.pace.asked_at == float("-inf") or (self._doubtful and self.pace.is_old):
             self._ask_beside()
         try:
             return await self._http.connect(self._url or self._usual_url)
         except Exception:
             self._doubtful = True
-            self._pace.withdraw(shard)
             raise
 
-    async def before_identify(self, shard: Shard) -> None:
-        """Wait until one more Identify may be sent; see `Pace`."""
-        await self._pace.before_identify(shard)
-
-    def handshake_goes_out(self, shard: Shard) -> None:
-        """Note that Hello came."""
+    def greeted(self) -> None:
+        """Note that Hello came: the address is right."""
         self._doubtful = False
-        self._pace.handshake_goes_out(shard)
 
     def _ask_beside(self) -> None:
         """Ask while somebody goes on; who cannot go on without the answer asks for himself."""
@@ -126,7 +123,7 @@ class Entrance:
         """Ask, unless that is too often; return whether there is a new answer."""
         began = now()
         async with self._lock:
-            if self._pace.asked_at >= began:  # another shard did
+            if self.pace.asked_at >= began:  # another shard did
                 return True
             asked = now()
             spent = len(self._asks) == _ASKS and asked < self._asks[0] + _ASKS * _ASK_EVERY
@@ -177,7 +174,7 @@ class Entrance:
         if shards is not None and shards > MAX_SHARDS:
             raise ValueError(f"{shards} shards are suggested, but {MAX_SHARDS} are the most")
         self._url, self._shards, self._doubtful = url, shards, False
-        self._pace.learn(fields.get("session_start_limit"))
+        self.pace.learn(fields.get("session_start_limit"))
 
     def _is_safe(self, url: str) -> bool:
         return url.startswith("wss://") or not self._api.base.startswith("https://")

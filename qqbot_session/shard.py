@@ -271,7 +271,9 @@ class ShardRunner:
             connection.opened(token, self._now())
             await self._serve(connection, socket)
         except asyncio.CancelledError:
+            self._ending = True
             connection.abandoned()
+            self._record()  # before the peer's farewell, which may take its time
             raise
         finally:
             code = await self._close(socket, connection.close_with or _CLOSE_CODE)

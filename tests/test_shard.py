@@ -811,8 +811,9 @@ async def test_cancelled_it_closes_with_4000_and_lets_handlers_finish() -> None:
         assert state.last_seq == 2
 
 
-async def test_what_is_handled_within_the_grace_is_on_storage_at_once() -> None:
-    """Supervisors with little patience kill what still has a window to wait for."""
+@pytest.mark.parametrize("answers", [True, False])
+async def test_what_is_handled_within_the_grace_is_on_storage_at_once(answers: bool) -> None:
+    """Supervisors with little patience kill what still has a window, or a farewell, to wait for."""
     # promise 31
     storage = MemoryStorage()
 
@@ -821,6 +822,7 @@ async def test_what_is_handled_within_the_grace_is_on_storage_at_once() -> None:
 
     async with a_world(AsyncSessionStore(storage, debounce=60), grace=60) as world:
         line = await world.up()
+        line.answers_close = answers
         world.work = work
         await asyncio.sleep(10)
         for seq in range(2, 8):
