@@ -883,3 +883,22 @@ async def test_samples_alternate_between_private_and_group_messages(
     for number in (1, 2):
         await _emit_sample(gateway, number)
     assert [(await bot.receive())["t"] for _ in range(2)] == [C2C, "GROUP_AT_MESSAGE_CREATE"]
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:{port}", 200), ("localhost:{port}", 200), ("LOCALHOST", 200), ("[::1]:1", 200),
+     ("evil.example", 421), ("127.0.0.1.evil.example:{port}", 421), ("localhost@evil.example", 421),
+     ("[", 421), ("", 421)],
+)  # fmt: skip
+async def test_a_name_that_is_not_its_own_gets_no_answer(host: str, status: int) -> None:
+    """A page in a browser could have its own name resolve to this machine."""
+    async with LocalGateway() as qq, aiohttp.ClientSession() as http:
+        body = {"appId": qq.app_id, "clientSecret": qq.client_secret}
+        headers = {"Host": host.format(port=qq.port)}
+        async with http.post(qq.token_url, json=body, headers=headers) as answer:
+            assert answer.status == status
+            assert ("access_token" in await answer.text()) is (status == 200)
+        async with http.get(qq.api_url + "/websocket", headers=headers) as answer:
+            assert (answer.status == 421) is (status == 421)

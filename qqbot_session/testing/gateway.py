@@ -28,8 +28,9 @@ import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 try:
@@ -50,6 +51,8 @@ from .sessions import Event, Session, Sessions
 from .settings import Refusal, Script, Settings, Shard, Withheld, check_code
 
 _HANG_UP = 0.2  # seconds that clients have to read the last close frame
+_ANY = ("0.0.0.0", "::", "")  # listened on by who wants to be reached by other names
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _UPLOAD = 64 << 20  # bytes of a body; files come as base64 within JSON
 
 P = ParamSpec("P")
@@ -83,7 +86,9 @@ class LocalGateway(Settings, Samples):
     Args:
         app_id: the app that the token endpoint knows; `add_app` adds more.
         client_secret: its secret.
-        host: where to listen.
+        host: where to listen. A request for another `Host` is refused with 421, so that no web page
+            in a browser on this machine can talk to it by a name of its own (DNS rebinding);
+            `0.0.0.0` and `::` answer to any.
         port: where to listen; 0 for any free port.
         heartbeat_interval: seconds. A line without a heartbeat (before its Identify or Resume:
             without either) for two intervals, but at least 2.5 s, is closed with 4009.
@@ -230,7 +235,7 @@ class LocalGateway(Settings, Samples):
     async def __aenter__(self) -> Self:
         if self._runner is not None:
             raise RuntimeError(f"already serving: {self!r}")
-        app = web.Application(client_max_size=_UPLOAD)
+        app = web.Application(client_max_size=_UPLOAD, middlewares=[self._refuse_other_hosts])
         app.on_shutdown.append(self._hang_up)
         app.router.add_get("/websocket{slash:/?}", self._websocket)
         app.router.add_route("*", "/{path:.*}", self._api.handle)
@@ -274,6 +279,14 @@ class LocalGateway(Settings, Samples):
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+    @web.middleware
+    async def _refuse_other_hosts(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if self.host not in _ANY and _name_of(request.host) not in {self.host, *_LOOPBACK}:
+            return web.Response(status=421, text="this gateway has another name\n")
+        return await handler(request)
 
     async def _hang_up(self, _: web.Application) -> None:
         """End the lines without waiting for the clients' answers."""
@@ -586,6 +599,14 @@ class LocalGateway(Settings, Samples):
         line, events = session.line, [event, *session.late]
         session.late.clear()
         return [self._frames.deliver(line, event) for event in events]
+
+
+def _name_of(host: str) -> str | None:
+    """Return the name in a `Host` header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _refuse_upgrade(request: web.Request, status: int | None) -> web.Response:
