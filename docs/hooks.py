@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ def on_files(files: Files, *, config: Any) -> Files:
     plot = str(ROOT / "benchmarks" / "growth.svg")
     files.append(File.generated(config, "assets/growth.svg", abs_src_path=plot))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
+    """Turn the names that a page of the reference lists into their docstrings."""
+    if not page.file.src_uri.startswith("reference/"):
+        return markdown
+    return re.sub(r"^\* `(qqbot_session[\w.]*)`$", r"::: \1\n", markdown, flags=re.MULTILINE)
 
 
 @event_priority(-200)  # after the plugin that sets them

@@ -902,3 +902,15 @@ async def test_a_name_that_is_not_its_own_gets_no_answer(host: str, status: int)
             assert ("access_token" in await answer.text()) is (status == 200)
         async with http.get(qq.api_url + "/websocket", headers=headers) as answer:
             assert (answer.status == 421) is (status == 421)
+
+
+def test_the_command_prints_its_variables_for_the_shells_of_each_system() -> None:
+    from qqbot_session.testing import __main__ as command
+
+    qq = LocalGateway(port=1)
+    linux = command._variables(qq, "linux").splitlines()
+    assert linux[0] == f"export QQBOT_APP_ID={qq.app_id}"
+    assert len(linux) == 4
+    windows = command._variables(qq, "win32").splitlines()
+    assert f'$env:QQBOT_SECRET = "{qq.client_secret}"' in windows
+    assert f"set QQBOT_SECRET={qq.client_secret}" in windows

@@ -23,13 +23,14 @@ _PORT = 8710
 _WELCOME = """\
 QQ on this machine, until Ctrl-C. For the shell that your bot runs in:
 
-export QQBOT_APP_ID={0.app_id}
-export QQBOT_SECRET={0.client_secret}
-export QQBOT_API_URL={0.api_url}
-export QQBOT_TOKEN_URL={0.token_url}
-
+{0}
 {1} Stop the bot and start it again within moments: one that resumes loses none.
 """
+_SHELLS = {  # how each sets a variable
+    "sh": "export {}={}",
+    "PowerShell": '$env:{} = "{}"',
+    "cmd": "set {}={}",
+}
 _SAMPLES = "Once it has identified it gets a sample event every {:g} s."
 _TYPED = "What you type here reaches it as a private message."
 
@@ -42,7 +43,7 @@ async def _serve(port: int, heartbeat: float, every: float) -> None:
     async with LocalGateway(port=port, heartbeat_interval=heartbeat) as gateway:
         typing = sys.stdin is not None and sys.stdin.isatty()
         words = [_SAMPLES.format(every)] * (every > 0) + [_TYPED] * typing
-        sys.stdout.write(_WELCOME.format(gateway, " ".join(words)))
+        sys.stdout.write(_WELCOME.format(_variables(gateway), " ".join(words)))
         sys.stdout.flush()
         if typing:
             threading.Thread(target=_read_lines, args=(gateway, loop), daemon=True).start()
@@ -50,6 +51,22 @@ async def _serve(port: int, heartbeat: float, every: float) -> None:
         while not await _happens(stop, every or None):
             number += 1
             await _emit_sample(gateway, number)
+
+
+def _variables(gateway: LocalGateway, system: str = sys.platform) -> str:
+    """Return the lines that lead a bot here, for each shell that the system comes with."""
+    values = {
+        "QQBOT_APP_ID": gateway.app_id,
+        "QQBOT_SECRET": gateway.client_secret,
+        "QQBOT_API_URL": gateway.api_url,
+        "QQBOT_TOKEN_URL": gateway.token_url,
+    }
+    shells = ("PowerShell", "cmd") if system == "win32" else ("sh",)
+    text = ""
+    for shell in shells:
+        text += f"{shell}:\n" if len(shells) > 1 else ""
+        text += "".join(f"{_SHELLS[shell].format(*pair)}\n" for pair in values.items())
+    return text
 
 
 async def _happens(event: asyncio.Event, within: float | None) -> bool:

@@ -123,34 +123,34 @@ class LocalGateway(Settings, Samples):
     Misfortunes. Those that strike lines act on the lines of one `shard` (`(id, count)`) or on all
     open ones, return how many they struck, and do not wait for the client:
 
-    ======================================  ====================================================
-    a line dies                             `drop()`
-    a close code                            `close(4009)`
-    op 7                                    `reconnect()`
-    op 9, d true, false or absent           `invalid_session(True)`, `(False)`, `(None)`
-    op 1 from the gateway                   `ask_heartbeat()`
-    a half-open line                        `freeze()`, from the start `open_half()`
-    heartbeats without acknowledgement      `mute_acks()`
-    frames no client should die of          `send_malformed("binary")`; `send(anything)`
-    the same message, new number            `duplicate()`
-    the same number again                   `repeat()`
-    numbers out of order                    `reorder()`
-    a gap in the numbers                    `skip_numbers()`
-    events too old to be replayed           `exhaust_replay()`
-    sessions gone                           `expire_sessions()`
-    tokens ended early                      `revoke_tokens()`
-    no Hello, no READY, no RESUMED          `withhold("HELLO")`, `("READY")`, `("RESUMED")`
-    a refused upgrade                       `refuse_upgrades(code=503)`
-    a refused Identify, a refused Resume    `refuse_identifies()`, `refuse_resumes(code=4006)`
-    `/gateway` asked too often              `rate_limit()`; enforced: `gateway_rate=2`
-    token or `/gateway`: 5xx, HTML, junk    `respond("POST", qq.TOKEN, "<html>", status=502)`
-    an error of QQ's                        `fail("GET", "/gateway", 100001, "too often")`
-    a call that is never answered, cut off  `hang("POST", qq.TOKEN)`, `cut("POST", qq.TOKEN)`
-    everything late                         `latency = 0.5`
-    too many Identifies, frames, intents    `session_starts`, `identify_window`,
-                                            `payload_rate`, `granted_intents`
-    READY with a shard nobody asked for     `ready_shard = (0, 0)`
-    ======================================  ====================================================
+    | misfortune | how |
+    | --- | --- |
+    | a line dies | `drop()` |
+    | a close code | `close(4009)` |
+    | op 7 | `reconnect()` |
+    | op 9, d true, false or absent | `invalid_session(True)`, `(False)`, `(None)` |
+    | op 1 from the gateway | `ask_heartbeat()` |
+    | a half-open line | `freeze()`, from the start `open_half()` |
+    | heartbeats without acknowledgement | `mute_acks()` |
+    | frames no client should die of | `send_malformed("binary")`; `send(anything)` |
+    | the same message, new number | `duplicate()` |
+    | the same number again | `repeat()` |
+    | numbers out of order | `reorder()` |
+    | a gap in the numbers | `skip_numbers()` |
+    | events too old to be replayed | `exhaust_replay()` |
+    | sessions gone | `expire_sessions()` |
+    | tokens ended early | `revoke_tokens()` |
+    | no Hello, no READY, no RESUMED | `withhold("HELLO")`, `("READY")`, `("RESUMED")` |
+    | a refused upgrade | `refuse_upgrades(code=503)` |
+    | a refused Identify, a refused Resume | `refuse_identifies()`, `refuse_resumes(code=4006)` |
+    | `/gateway` asked too often | `rate_limit()`; enforced: `gateway_rate=2` |
+    | token or `/gateway`: 5xx, HTML, junk | `respond("POST", qq.TOKEN, "<html>", status=502)` |
+    | an error of QQ's | `fail("GET", "/gateway", 100001, "too often")` |
+    | a call that is never answered, cut off | `hang("POST", qq.TOKEN)`, `cut("POST", qq.TOKEN)` |
+    | everything late | `latency = 0.5` |
+    | too many Identifies | `session_starts`, `identify_window` |
+    | too many frames, intents not granted | `payload_rate`, `granted_intents` |
+    | READY with a shard nobody asked for | `ready_shard = (0, 0)` |
     """
 
     TOKEN = TOKEN
