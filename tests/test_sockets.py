@@ -77,7 +77,7 @@ async def a_raw_server(frames: bytes) -> AsyncIterator[str]:
             + f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
             + frames
         )
-        await reader.read()
+        await reader.read(1)  # the client's close frame
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1")

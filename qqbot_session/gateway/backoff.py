@@ -12,12 +12,16 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .closes import IDENTIFY_WAIT, CloseRule
 
 _REFUSED_WAIT = 60.0  # seconds; our choice, as long as the clients we read wait for a rate limit
 _BACK_OFF = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, by closes since a line lived
 _JITTER = 0.25  # the part of the back-off that chance may take away
+
+_AGAIN = 3600.0  # seconds in which a second 4902 makes another process the likely cause
+_LAST_RESET_WAIT = 900.0  # seconds; the waits for those double up to here
 
 _IDENTIFIES = 20  # at once; our choice, as the time for one more
 _REFILL = 500.0  # seconds, so 193 on the worst day
@@ -35,6 +39,8 @@ class BackOff:
         self._jitter = jitter
         self._setbacks = 0  # closes since a line has lived
         self._refused_tokens = 0  # closes with `refresh_token` since READY or RESUMED
+        self._resets = 0  # closes with 4902, each less than an hour after the one before
+        self._reset_at = 0.0
         self._full_at = 0.0  # when there will be `_IDENTIFIES` again
 
     def accepted(self) -> None:
@@ -70,6 +76,20 @@ class BackOff:
         if identifies:
             waits += [IDENTIFY_WAIT, self._until_identify(now)]
         return max(waits)
+
+    def reset(self, rule: CloseRule, now: float) -> CloseRule:
+        """Return what a close with 4902 means: the table's row, until it comes again and again."""
+        self._resets = self._resets + 1 if now - self._reset_at < _AGAIN else 1
+        self._reset_at = now
+        if self._resets < 2:
+            return rule
+        meaning = (
+            f"The gateway has reset the session {self._resets} times: another process probably "
+            "runs this bot, and each ends the other's session. Run one of them, or use a lease "
+            "(docs/why-identify.md, Two copies of one bot)."
+        )
+        wait = min(IDENTIFY_WAIT * 2.0 ** min(self._resets - 1, 16), _LAST_RESET_WAIT)
+        return replace(rule, wait=max(rule.wait, wait), meaning=meaning)
 
     def _until_identify(self, now: float) -> float:
         self._full_at = min(self._full_at, now + _IDENTIFIES * _REFILL)  # a clock was set back

@@ -84,6 +84,9 @@ CLOSE_RULES: Mapping[int | None, CloseRule] = MappingProxyType(
 )
 """The rule per close code; `None` stands for no close frame and every code not listed."""
 
+RESET = 4902
+"""The code that a bot also meets again and again while another process runs it (field reports)."""
+
 NO_VERDICT = frozenset({4004, 4008})
 """Codes that say nothing of the session: a Resume that meets them was not refused."""
 

@@ -47,7 +47,7 @@ from ..state import (
     check_shard,
 )
 from .backoff import BackOff
-from .closes import CLOSE_RULES, NO_VERDICT, CloseRule, Next
+from .closes import CLOSE_RULES, NO_VERDICT, RESET, CloseRule, Next
 from .connection import MAX_SESSION_ID, Connection, Phase
 from .events import Dispatch
 from .recent import MAX_REMEMBERED, RecentEvents
@@ -404,6 +404,8 @@ class GatewaySession:
     def _judge(self, code: int | None, phase: Phase) -> CloseRule:
         """End the latest connection, which was in that phase."""
         rule = self._close_rules.get(code) or self._close_rules.get(None) or CLOSE_RULES[None]
+        if code == RESET:
+            rule = self._back_off.reset(rule, self._now)
         refused = phase is Phase.REFUSED
         self._connection = None
         self._refusals += refused
