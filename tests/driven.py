@@ -32,6 +32,17 @@ class Driven(GatewaySession):
         return self.line().closed(code)
 
 
+def has_session(gateway: GatewaySession) -> bool:
+    """Return whether the state to save has a session; without one it may have a budget."""
+    return gateway.state is not None and gateway.state.session_id is not None
+
+
+def extra_of(gateway: GatewaySession) -> dict[str, Any]:
+    """Return the extra of the state to save, without the budget of Identifies."""
+    assert gateway.state is not None
+    return {n: v for n, v in gateway.state.extra.items() if n != "identifyBudgetFullAt"}
+
+
 def sent(line: Connection) -> dict[str, Any]:
     """Return the one frame that is to be sent."""
     [frame] = line.frames_to_send()

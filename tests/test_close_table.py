@@ -81,7 +81,8 @@ class Bot:
         await self.store.record(self.gateway)
         await self.store.flush()
         state = await read(self.directory)
-        self.kept.append(state and (state.session_id, state.last_seq, state.failed_resumes))
+        kept = state is not None and state.resumable and state  # else it has the budget alone
+        self.kept.append((kept.session_id, kept.last_seq, kept.failed_resumes) if kept else None)
         self.next.append(rule.next.value)
         if rule.refresh_token:
             self.token = ""

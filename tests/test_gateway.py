@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from driven import HELLO, NOW, Driven
+from driven import HELLO, NOW, Driven, extra_of, has_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -150,7 +151,7 @@ def test_a_record_of_another_session_or_of_none_identifies(change: dict[str, Any
     fields: dict[str, Any] = {"account_id": "bot", "session_id": "s", "last_seq": 5, **BOUND}
     assert make(resume=SessionState(**fields)).handshake("t", NOW)["op"] == 6
     gateway = make(resume=SessionState(**{**fields, **change}))
-    assert gateway.state is None
+    assert not has_session(gateway)
     assert gateway.handshake("t", NOW)["op"] == 2
 
 
@@ -169,7 +170,7 @@ def test_at_most_three_resumes_in_a_row_then_identify() -> None:
         ops.append(gateway.handshake("t", NOW)["op"])
         gateway.closed(None)
     assert ops == [6, 6, 6, 2, 2]
-    assert gateway.state is None
+    assert not has_session(gateway)
 
 
 def test_resumes_in_a_row_are_counted_across_restarts() -> None:
@@ -217,7 +218,7 @@ def test_a_session_too_old_identifies(limit: float | None, age: float, op: int) 
     # promise 17
     gateway = identified(make(max_session_age=limit))
     assert gateway.handshake("t", NOW + age)["op"] == op
-    assert (gateway.state is None) == (op == 2)
+    assert (not has_session(gateway)) == (op == 2)
 
 
 def test_the_age_is_off_by_default_and_counted_across_restarts() -> None:
@@ -320,7 +321,7 @@ def test_every_close_code_follows_the_table(
     rule = gateway.closed(code)
     assert (rule.next, rule.refresh_token, rule.wait) == (next_, refresh, wait)
     assert rule.meaning.endswith(".")
-    assert (gateway.state is not None) == (next_ is RESUME)
+    assert has_session(gateway) == (next_ is RESUME)
     assert gateway.handshake("t", NOW)["op"] == (6 if next_ is RESUME else 2)
 
 
@@ -350,7 +351,7 @@ def test_close_rules_can_be_replaced() -> None:
     rules = {**CLOSE_RULES, 4009: CloseRule(IDENTIFY, True, 7.0, "Mine.")}
     gateway = identified(make(close_rules=rules))
     assert gateway.closed(4009) == CloseRule(IDENTIFY, True, 7.0, "Mine.")
-    assert gateway.state is None
+    assert not has_session(gateway)
 
 
 def test_a_row_none_of_ones_own_is_for_every_other_code() -> None:
@@ -467,7 +468,7 @@ def test_op_9_without_true_forgets_the_session(d: object) -> None:
     gateway.closed(None)
     gateway.handshake("t", NOW)
     assert gateway.receive({"op": 9, "d": d}, NOW) == InvalidSession(resumable=False)
-    assert gateway.state is None
+    assert not has_session(gateway)
     rule = gateway.closed(4009)
     assert (rule.next, rule.refresh_token, rule.wait) == (IDENTIFY, False, 5.0)
     assert gateway.handshake("t", NOW)["op"] == 2
@@ -776,7 +777,7 @@ def test_an_event_of_another_gateway_session_settles_nothing() -> None:
         pass
     assert other.settled == 1
     assert other.state is not None
-    assert other.state.extra == {}
+    assert extra_of(other) == {}
     other.handshake()
     assert dispatch(other, message(2)).already_handled  # its handler still has it
     other.fail(yours)
@@ -789,7 +790,7 @@ def test_a_restored_mark_stands_still_until_resumed() -> None:
     gateway.handshake()
     handle(gateway, 3, 4)
     assert gateway.state is not None
-    assert (gateway.state.last_seq, gateway.state.extra) == (1, {"settledAbove": "3-4"})
+    assert (gateway.state.last_seq, extra_of(gateway)) == (1, {"settledAbove": "3-4"})
     gateway = restarted(gateway)
     assert gateway.handshake()["d"]["seq"] == 1
     handle(gateway, 2)
@@ -874,7 +875,8 @@ def test_the_state_is_the_same_object_until_something_changes() -> None:
 def test_the_state_says_everything_the_record_needs() -> None:
     gateway = identified(make(shard=(1, 3)))
     handle(gateway, 2)
-    assert gateway.state == SessionState(
+    assert gateway.state is not None
+    assert replace(gateway.state, extra={}) == SessionState(
         account_id="bot", session_id="session-1", last_seq=2, last_connected_at=NOW, app_id="app",
         intents=513, shard=(1, 3), established_at=NOW,
     )  # fmt: skip
@@ -885,11 +887,11 @@ def test_what_others_keep_in_the_record_survives_even_a_new_session() -> None:
                           extra={"theirs": {"a": [1]}})  # fmt: skip
     gateway = make(resume=record)
     gateway.closed(4006)
-    assert gateway.state is None
+    assert not has_session(gateway)
     identified(gateway)
     assert gateway.state is not None
     assert gateway.state.intent_level_index == 2
-    assert gateway.state.extra == {"theirs": {"a": (1,)}}
+    assert extra_of(gateway) == {"theirs": {"a": (1,)}}
 
 
 def test_after_a_graceful_stop_nothing_handled_is_delivered_again() -> None:
@@ -899,7 +901,7 @@ def test_after_a_graceful_stop_nothing_handled_is_delivered_again() -> None:
     for seq in (11, 3, 5, 6, 8):
         gateway.settle(events[seq])
     assert gateway.state is not None
-    assert gateway.state.extra == {"settledAbove": "3,5-6,8,11"}
+    assert extra_of(gateway) == {"settledAbove": "3,5-6,8,11"}
     again = restarted(gateway)
     assert again.received == 11
     assert again.handshake("t", NOW)["d"]["seq"] == 1
@@ -912,7 +914,7 @@ def test_after_a_graceful_stop_nothing_handled_is_delivered_again() -> None:
     again.receive(resumed(12), NOW)
     assert wanted == [2, 4, 7, 9, 10]
     assert again.state is not None
-    assert (again.state.last_seq, again.state.extra) == (12, {})
+    assert (again.state.last_seq, extra_of(again)) == (12, {})
 
 
 def test_the_last_handled_event_is_known_if_the_gateway_repeats_it() -> None:
@@ -937,7 +939,7 @@ def test_hostile_fields_of_ours_are_ignored(value: Any) -> None:
     record = SessionState(account_id="bot", session_id="s", last_seq=5, extra=extra)
     gateway = make(resume=record, remember_events=10)
     assert gateway.state is not None
-    assert set(gateway.state.extra) == {"other"}
+    assert set(extra_of(gateway)) == {"other"}
     assert gateway.handshake("t", NOW)["d"]["seq"] == 5
 
 
@@ -949,11 +951,11 @@ def test_our_fields_give_way_to_the_records_own() -> None:
     events = [dispatch(gateway, message(seq)) for seq in range(3, 6)]
     gateway.settle(events[2])
     assert gateway.state is not None
-    assert dict(gateway.state.extra) == theirs | {"settledAbove": "5"}
+    assert dict(extra_of(gateway)) == theirs | {"settledAbove": "5"}
     for seq in range(6, 40, 2):
         events.append(dispatch(gateway, message(seq)))
         handle(gateway, seq + 1)
-    assert dict(gateway.state.extra) == theirs
+    assert dict(extra_of(gateway)) == theirs
 
 
 def test_the_largest_memory_is_far_below_the_limit_of_extra() -> None:
@@ -962,8 +964,8 @@ def test_the_largest_memory_is_far_below_the_limit_of_extra() -> None:
         dispatch(gateway, message(seq))
         handle(gateway, seq + 1)
     assert gateway.state is not None
-    assert set(gateway.state.extra) == {"settledAbove", "recentEvents"}
-    assert len(json.dumps(dict(gateway.state.extra))) < 18 * 1024
+    assert set(extra_of(gateway)) == {"settledAbove", "recentEvents"}
+    assert len(json.dumps(dict(extra_of(gateway)))) < 18 * 1024
 
 
 # Recent events
@@ -1085,7 +1087,7 @@ def test_an_event_without_an_id_is_never_known(payload: dict[str, Any]) -> None:
         assert not event.already_handled
         gateway.settle(event)
     assert gateway.state is not None
-    assert gateway.state.extra == {}
+    assert extra_of(gateway) == {}
 
 
 def test_the_memory_is_bounded_and_the_oldest_go_first() -> None:
@@ -1103,7 +1105,7 @@ def test_without_the_memory_nothing_is_kept_or_known() -> None:
     handle(gateway, 2)
     again = restarted(gateway)
     assert again.state is not None
-    assert again.state.extra == {}
+    assert extra_of(again) == {}
     assert not dispatch(again, message(3, "m2")).already_handled
 
 

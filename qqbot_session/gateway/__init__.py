@@ -20,6 +20,7 @@ from .events import (
     Unknown,
 )
 from .recent import MAX_REMEMBERED
+from .refusals import Refusal
 from .session import GatewaySession
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Next",
     "Ready",
     "Reconnect",
+    "Refusal",
     "Resumed",
     "Stale",
     "Unknown",

@@ -51,6 +51,19 @@ class BackOff:
         """A heartbeat was acknowledged after READY or RESUMED."""
         self._setbacks = 0
 
+    @property
+    def full_at(self) -> float:
+        """When the budget of Identifies will be full again, in seconds; for the record."""
+        return self._full_at
+
+    def restore(self, full_at: float) -> None:
+        """Take over what earlier processes spent of the budget."""
+        self._full_at = max(self._full_at, full_at)
+
+    def until_identify(self, now: float) -> float:
+        """Return the seconds until the budget has an Identify left."""
+        return max(0.0, self._until_identify(now))
+
     def may_identify(self, now: float) -> bool:
         """Whether the budget has an Identify left; if so, it has one less."""
         if self._until_identify(now) > _EARLY:

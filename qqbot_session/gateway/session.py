@@ -51,12 +51,15 @@ from .closes import CLOSE_RULES, NO_VERDICT, RESET, CloseRule, Next
 from .connection import MAX_SESSION_ID, Connection, Phase
 from .events import Dispatch
 from .recent import MAX_REMEMBERED, RecentEvents
+from .refusals import Refusal, milliseconds, refusal_from_json
 from .watermark import Watermark, check_limit
 
 _REFUSALS = 3  # Identifies in a row answered with op 9, then it stops; our choice
 _SETTLED_ABOVE = "settledAbove"  # fields of ours in `SessionState.extra`
 _HELD_SECONDS = "heldSeconds"
 _RECENT_EVENTS = "recentEvents"
+_IDENTIFIES = "identifyBudgetFullAt"  # milliseconds since the epoch
+_REFUSAL = "refusal"
 
 _generations = count(1)
 
@@ -95,6 +98,8 @@ class GatewaySession:
             the session; 0 = none, at most 512. The same message was seen to come again under a
             new number, within a second, and minutes later across restarts (field reports).
         jitter: returns a number from 0 to 1 that shortens the back-off, by a quarter at most.
+        fingerprint: a salted digest of the bot's secret, kept with a refusal: with another one the
+            bot may try again at once. Never the secret itself.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the error names it.
@@ -122,6 +127,7 @@ class GatewaySession:
         failed: Literal["settle", "keep"] = "settle",
         remember_events: int = 256,
         jitter: Callable[[], float] = random.random,
+        fingerprint: str | None = None,
     ) -> None:
         check_app_id(app_id)
         check_intents(intents)
@@ -145,6 +151,8 @@ class GatewaySession:
         self._in_hand: dict[str, int] = {}  # number by name, of this session's unsettled events
         self._back_off = BackOff(jitter)
         self._refusals = 0  # Identifies in a row answered with op 9
+        self._refusal: Refusal | None = None  # the latest, while no READY followed
+        self._fingerprint = fingerprint
         self._now = 0.0  # seconds since the epoch, no later than it is
         self._connection: Connection | None = None
         self._key: tuple[object, ...] = ()  # what `_state` was made of
@@ -187,15 +195,39 @@ class GatewaySession:
         return self._may_resume() and not self._is_too_old(self._now)
 
     @property
+    def refusal(self) -> Refusal | None:
+        """The latest refusal by QQ, in this process or before; `None` after READY."""
+        return self._refusal
+
+    def until_identify(self, now: float) -> float:
+        """Return the seconds until the next Identify may be sent.
+
+        It is what the budget and the latest refusal demand, across restarts: see `closed`. A loop
+        that waits for what `closed` says asks before its first line only.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        waits = [self._back_off.until_identify(now)]
+        if self._refusal is not None:
+            waits.append(self._refusal.wait(now))
+        return max(waits)
+
+    @property
     def state(self) -> SessionState | None:
-        """The state to save; `None` = there is no session: clear the record.
+        """The state to save; `None` = there is nothing to remember: clear the record.
+
+        Without a session there is something to remember while the budget of Identifies is not
+        full, or QQ has refused the bot: `session_id` and `last_seq` are `None` then.
 
         It is the same object until something in it changes. Its `extra` holds what the resumed
-        record's held and, above the mark, the settled numbers, the seconds that open events were
-        held, and the recent events' digests; ours are left out if they do not fit.
+        record's held, the budget and the refusal, and, above the mark, the settled numbers, the
+        seconds that open events were held, and the recent events' digests; ours are left out if
+        they do not fit.
         """
         above, held = self._watermark.above(), self._watermark.held()
-        key = (self.turn, self.settled, above, held, self._recent.changes)
+        spent = self._back_off.full_at
+        key = (self.turn, self.settled, above, held, self._recent.changes, spent, self._refusal)
         if key != self._key:
             self._key = key
             self._state = self._make_state(above, held)
@@ -264,10 +296,17 @@ class GatewaySession:
     def _restore(self, record: SessionState) -> None:
         if not isinstance(record, SessionState):
             raise TypeError(f"resume must be a SessionState or None, not {record!r}")
-        if not self._owns(record):
+        mine = self._session
+        if record.account_id != mine.account_id or record.app_id not in (None, mine.app_id):
             return
         self._now = record.saved_at
         extra = dict(record.extra)
+        self._back_off.restore(milliseconds(extra.pop(_IDENTIFIES, None)) or 0.0)
+        refusal = refusal_from_json(extra.pop(_REFUSAL, None))
+        if not self._owns(record):
+            return
+        if refusal is not None and refusal.fingerprint == self._fingerprint:
+            self._refusal, self._refusals = refusal, _REFUSALS - 1  # one more is enough
         above, held = extra.pop(_SETTLED_ABOVE, None), extra.pop(_HELD_SECONDS, None)
         self._recent.restore(extra.pop(_RECENT_EVENTS, None))
         kept = replace(self._session, intent_level_index=record.intent_level_index, extra=extra)
@@ -284,22 +323,22 @@ class GatewaySession:
         self._session = kept
 
     def _owns(self, record: SessionState) -> bool:
-        """Whether the record is this account's and has nothing that says otherwise."""
+        """Whether the session of this account and app has this shard and these intents."""
         mine = self._session
-        return (
-            record.account_id == mine.account_id
-            and record.app_id in (None, mine.app_id)
-            and record.shard in (None, mine.shard)
-            and record.intents in (None, mine.intents)
-        )
+        return record.shard in (None, mine.shard) and record.intents in (None, mine.intents)
 
     def _make_state(self, above: str, held: str) -> SessionState | None:
         session = self._session
-        if session.session_id is None:
+        ours: dict[str, object] = {}
+        if (spent := self._back_off.full_at) > self._now:
+            ours[_IDENTIFIES] = round(spent * 1000)
+        if self._refusal is not None:
+            ours[_REFUSAL] = self._refusal.to_json()
+        if session.session_id is None and not ours:
             return None
         recent = self._recent.text() if self._recent.limit else ""
-        ours = {_SETTLED_ABOVE: above, _HELD_SECONDS: held, _RECENT_EVENTS: recent}
-        ours = {name: text for name, text in ours.items() if text}
+        texts = {_SETTLED_ABOVE: above, _HELD_SECONDS: held, _RECENT_EVENTS: recent}
+        ours |= {name: text for name, text in texts.items() if text}
         while ours:
             try:
                 return replace(session, last_seq=self.settled, extra={**session.extra, **ours})
@@ -337,7 +376,7 @@ class GatewaySession:
 
     def _begin(self, session_id: str, seq: int | None, now: float) -> None:
         self._new_cursors()
-        self._refusals = 0
+        self._refusals, self._refusal = 0, None
         self._session = replace(self._session, session_id=session_id, established_at=now)
         self._resumed(seq, now)
 
@@ -417,6 +456,8 @@ class GatewaySession:
         if rule.next is not Next.RESUME:
             self._forget()
         if rule.next is Next.STOP:
+            told = code if code in self._close_rules else None
+            self._refusal = Refusal(self._now, told, rule.meaning[:500], self._fingerprint)
             return rule
         if phase is Phase.RESUMING and code in NO_VERDICT:
             self._take_back_resume()
