@@ -239,7 +239,12 @@ class _Lines:
     async def _keep_up(self, shard: Shard) -> None:
         """Open the shard's session and keep its line up."""
         gateway = await open_gateway(
-            self.store, self.bot.app_id, intents=self.intents, shard=shard, sandbox=self.sandbox
+            self.store,
+            self.bot.app_id,
+            intents=self.intents,
+            shard=shard,
+            sandbox=self.sandbox,
+            secret=self.tokens._secret,
         )
         runner = self.bot._runners[shard] = ShardRunner(
             self.store,

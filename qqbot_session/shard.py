@@ -15,7 +15,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -24,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .answers import handle_whole
-from .errors import GatewayProtocolError, GatewayRefusedError
+from .errors import GatewayProtocolError, GatewayRefusedError, SessionWriteError
 from .gateway import (
     CloseRule,
     Connection,
@@ -37,18 +40,22 @@ from .gateway import (
     Ready,
     Resumed,
 )
+from .judging import LoadReason, Verdict
 from .shard_log import ShardLog
-from .state import check_app_id, check_shard
+from .state import SessionState, check_app_id, check_shard
 from .store import AsyncSessionStore
+from .words import Secret
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """The largest frame that the sockets in `integrations` take; a larger one ends the line."""
 
 _TOKEN_WAIT = 10.0  # seconds for `token`; these are our choice
 _CONNECT_WAIT = 10.0  # seconds for `connect`
+_WRITE_WAIT = 2.0  # seconds for what should be on storage first
 _CROWD = 2000  # handlers in flight that are worth a warning
 _GOODBYE = 2.0  # seconds for the peer to answer a close frame, and for a cancelled handler to end
 _CLOSE_CODE = 4000  # 1000 might end the session
+_ROUNDS = 20_000  # of PBKDF2, for a refusal: some 10 ms; QQ's secrets are random
 _pause = asyncio.sleep
 
 
@@ -173,6 +180,7 @@ class ShardRunner:
         self._handlers: dict[asyncio.Task[None], Dispatch] = {}
         self._waiting: deque[Dispatch] = deque()
         self._crowd = _CROWD
+        self._write_first = False  # whether something must be on storage before it is sent
         self._cancels = 0  # requests to cancel our task that came before `run`
         self._clock = time.monotonic  # the loop's, once there is one
         self._epoch = 0.0  # what dates that clock, which nobody sets
@@ -245,6 +253,7 @@ class ShardRunner:
                 await self._wait_for_turn()
             async with asyncio.timeout(_TOKEN_WAIT):
                 token = await self._token(self._refresh_token)
+            token = Secret(token) if isinstance(token, str) else token  # no traceback shows it
             self._refresh_token = False
             async with asyncio.timeout(_CONNECT_WAIT):
                 socket = await self._connect()
@@ -259,6 +268,11 @@ class ShardRunner:
         return token, socket
 
     async def _wait_for_turn(self) -> None:
+        """Wait until an Identify may be sent."""
+        if (wait := self._gateway.until_identify(self._now())) > 1.0:
+            self._log.waiting(wait, self._gateway.refusal)
+            self._health = replace(self._health, next_try_at=time.time() + wait)
+            await _pause(wait)
         if self._before_identify is not None:
             await self._before_identify()
         if self._pace is not None:
@@ -305,6 +319,8 @@ class ShardRunner:
         rings = alarm.when()
         while connection.close_with is None:
             try:
+                if self._write_first:
+                    await self._write()
                 for frame in connection.frames_to_send():
                     await socket.send(frame)
                 received = await socket.receive()
@@ -370,8 +386,10 @@ class ShardRunner:
             self._log.short_interval(hello.heartbeat_interval)
         if hello.handshake is None:
             return
-        if hello.handshake == "Identify" and self._pace is not None:
-            self._pace.identified(self._gateway.shard)
+        if hello.handshake == "Identify":
+            self._write_first = True  # whatever happens to this process, it counts
+            if self._pace is not None:
+                self._pace.identified(self._gateway.shard)
         self._log.handshake(hello.handshake, self._gateway.settled)
 
     def _note_close(self, code: int | None, rule: CloseRule) -> None:
@@ -462,6 +480,13 @@ class ShardRunner:
         if self._ending:  # there may be no time for a window
             self._store.flush_nowait(self._gateway.account_id)
 
+    async def _write(self) -> None:
+        """Wait until the account is on storage, but not for long: its writes are retried anyway."""
+        self._write_first = False
+        with contextlib.suppress(TimeoutError, SessionWriteError):
+            async with asyncio.timeout(_WRITE_WAIT):
+                await self._store.flush(self._gateway.account_id)
+
     def _now(self) -> float:
         return self._epoch + self._clock()
 
@@ -488,20 +513,46 @@ async def open_gateway(
     intents: int,
     shard: tuple[int, int] = (0, 1),
     sandbox: bool = False,
+    secret: str | None = None,
     **rules: Any,
 ) -> GatewaySession:
     """Return a shard's session, with what the store remembers of it.
 
+    What was spent of the Identifies, and that QQ refused the bot, counts without a session, too.
+
     Args:
         intents: what Identify asks for.
         shard: `(shard id, shard count)`.
+        secret: the bot's secret: a bot that was refused and has another one by now may try again
+            at once. Only a salted digest of it is stored, and only with a refusal.
         rules: further arguments of `GatewaySession`.
     """
     account_id = account_id_for(app_id, shard, sandbox=sandbox)
-    state = await store.load(account_id, app_id=app_id, shard=shard, intents=intents)
-    return GatewaySession(
-        account_id, app_id=app_id, intents=intents, shard=shard, resume=state, **rules
+    if secret is not None:
+        hidden = Secret(secret)
+        rules.setdefault("fingerprint", lambda earlier: _fingerprint(hidden, earlier))
+    verdict = await store.load_verdict(account_id, app_id=app_id, shard=shard, intents=intents)
+    gateway = GatewaySession(
+        account_id, app_id=app_id, intents=intents, shard=shard, resume=_kept(verdict), **rules
     )
+    if verdict.reason is LoadReason.EXPIRED and gateway.state is not None:  # `load` has removed it
+        store.record_nowait(gateway)
+    return gateway
+
+
+def _kept(verdict: Verdict) -> SessionState | None:
+    """Return what a record is still good for: all of it, or all but its session."""
+    state = verdict.state
+    if state is None or verdict.reason is LoadReason.RESUMABLE:
+        return state
+    return replace(state, session_id=None, last_seq=None, established_at=None, failed_resumes=0)
+
+
+def _fingerprint(secret: str, earlier: str) -> str:
+    """Return a salted digest of the secret, with the salt of an earlier one."""
+    salt = earlier.partition(":")[0] or os.urandom(16).hex()
+    digest = hashlib.pbkdf2_hmac("sha256", secret.encode(), salt.encode(), _ROUNDS)
+    return f"{salt}:{digest.hex()}"
 
 
 def _requests_to_cancel() -> int:

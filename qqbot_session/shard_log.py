@@ -11,10 +11,11 @@ Rules:
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Literal
 
 from .errors import GatewayProtocolError, describe
-from .gateway import CloseRule, Dispatch, Event, Next, Ready, Resumed
+from .gateway import CloseRule, Dispatch, Event, Next, Ready, Refusal, Resumed
 from .logs import say
 
 _QUIET = 60.0  # seconds between two lines about skipped frames
@@ -39,6 +40,22 @@ class ShardLog:
 
     def no_line(self, error: BaseException) -> None:
         self._say(logging.WARNING, "no line: %s", describe(error), reason="no_line")
+
+    def waiting(self, wait: float, refusal: Refusal | None) -> None:
+        """Log that the next Identify waits, until when, and why."""
+        until = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time.time() + wait))
+        if refusal is None:
+            why = "the budget of Identifies is spent, which holds across restarts"
+        else:
+            code = "" if refusal.code is None else f" (code {refusal.code})"
+            why = (
+                f"QQ refused the bot: {refusal.reason}{code} With another secret, other intents or "
+                f"another app id, or after `qqbot-session clear {self._account_id}`, the bot tries "
+                "at once"
+            )
+        text = "no Identify before %s: %s"
+        fields = {"code": refusal.code} if refusal is not None else {}
+        self._say(logging.WARNING, text, until, why, reason="waiting", wait=wait, **fields)
 
     def handshake(self, name: Literal["Identify", "Resume"], settled: int | None) -> None:
         """Log the handshake that goes out; a Resume is from `settled`."""

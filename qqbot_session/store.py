@@ -342,6 +342,22 @@ class AsyncSessionStore:
             app_id: checked if given and the record holds one; likewise the others.
             shard: `(shard id, shard count)`.
         """
+        verdict = await self.load_verdict(account_id, app_id=app_id, shard=shard, intents=intents)
+        resumable = verdict.reason is LoadReason.RESUMABLE
+        return cast(ResumableState, verdict.state) if resumable else None
+
+    async def load_verdict(
+        self,
+        account_id: str,
+        *,
+        app_id: str | None = None,
+        shard: tuple[int, int] | None = None,
+        intents: int | None = None,
+    ) -> Verdict:
+        """Do what `load` does, but return the whole verdict.
+
+        For `open_gateway`: what a record says of Identifies and refusals holds without a session.
+        """
         self._check_open()
         account_id = check_account_id(account_id)
         asked: dict[str, object] = {
@@ -355,8 +371,7 @@ class AsyncSessionStore:
         if not self._closed:
             await self._heed(account_id, verdict)
         self._tell(account_id, verdict)
-        resumable = verdict.reason is LoadReason.RESUMABLE
-        return cast(ResumableState, verdict.state) if resumable else None
+        return verdict
 
     async def load_all(self, *, include_expired: bool = False) -> list[ResumableState]:
         """Return every session that can be resumed, in the order of their account ids.

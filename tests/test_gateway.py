@@ -493,7 +493,7 @@ def test_op_9_right_after_identify_refreshes_the_token_and_waits_long(
     gateway.handshake("t", NOW)
     gateway.receive({"op": 9, "d": d}, NOW)
     rule = gateway.closed(code)
-    assert (rule.next, rule.refresh_token, rule.wait) == (IDENTIFY, True, 60.0)
+    assert (rule.next, rule.refresh_token, rule.wait) == (IDENTIFY, True, 20.0)
 
 
 def test_the_third_identify_in_a_row_that_is_answered_with_op_9_stops_and_names_the_intents() -> (

@@ -1104,6 +1104,89 @@ async def test_a_logging_filter_that_raises_ends_nothing() -> None:
         log.setLevel(logging.NOTSET)
 
 
+# What holds across restarts
+
+
+async def test_a_refused_bot_waits_at_its_next_start_and_says_why_and_until_when(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # promise 30
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        loop = asyncio.get_running_loop()
+        for secret, waits in [("one", False), ("one", True), ("two", False)]:
+            began = loop.time()
+            gateway = await open_gateway(store, "102000000", intents=1, secret=secret)
+            world = World(store, gateway)
+            line = await world.line()
+            assert (loop.time() - began > 800) == waits
+            line.hello()
+            await settle()
+            line.end(4014)
+            with pytest.raises(GatewayRefusedError, match="may not use these intents"):
+                await world.task
+        [told] = [r for r in caplog.records if reason(r) == "waiting"]
+        assert "QQ refused the bot: The bot may not use these intents. (code 4014)" in told.message
+        assert f"`qqbot-session clear {ACCOUNT}`" in told.message
+        assert told.qqbot_code == 4014  # type: ignore[attr-defined]
+        assert "'one'" not in repr(gateway.state)
+
+
+async def test_an_identify_is_on_storage_before_it_goes_out() -> None:
+    # promise 30
+    storage = MemoryStorage()
+    async with AsyncSessionStore(storage) as store:
+        gateway = await open_gateway(store, "102000000", intents=1)
+        world = World(store, gateway)
+        line = await world.line()
+        seen = []
+
+        async def send(frame: str, /) -> None:
+            seen.append(await storage.read(ACCOUNT))
+
+        line.send = send  # type: ignore[method-assign]
+        line.hello()
+        await settle()
+        await world.stop()
+        [record] = seen
+        assert b"identifyBudgetFullAt" in (record or b"")
+
+
+async def test_a_storage_that_hangs_holds_an_identify_up_for_two_seconds() -> None:
+    # promise 32
+    class Hung(MemoryStorage):
+        async def commit(self, changes: Any) -> Any:
+            await asyncio.Event().wait()
+
+    store = AsyncSessionStore(Hung())
+    gateway = await open_gateway(store, "102000000", intents=1)
+    world = World(store, gateway)
+    line = await world.line()
+    line.hello()
+    await asyncio.sleep(1.9)
+    assert not line.sent
+    await asyncio.sleep(0.2)
+    assert line.handshakes() == [2]
+    await world.stop()
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+
+
+async def test_the_budget_outlives_an_expired_session() -> None:
+    # promise 30
+    storage = MemoryStorage()
+    async with AsyncSessionStore(storage, max_age=0.0, clock=time.time) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1))
+        await world.up()
+        await world.stop()
+        await store.flush()
+        gateway = await open_gateway(store, "102000000", intents=1)
+        assert not gateway.resumable
+        await store.flush()
+        assert b"identifyBudgetFullAt" in (await storage.read(ACCOUNT) or b"")
+
+
 # Names and arguments
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from driven import HELLO, NOW, Driven
 
-from qqbot_session.gateway import Next
+from qqbot_session.gateway import GatewaySession, Next
+from qqbot_session.state import SessionState, decode, encode
 
 DAY = 86_400.0
 TAKES = 0.2  # seconds from the socket to the misfortune
@@ -160,3 +161,145 @@ def test_nor_does_a_day_of_everything_at_random(seed: int) -> None:
     assert day.identifies < 200
     assert day.longest_to_resume <= 60.0
     assert day.stopped or day.connections > 150
+
+
+class Restarts:
+    """A bot that a supervisor starts anew as soon as it ends: what each process sends.
+
+    Args:
+        end: what ends each process once it has sent its Identify: a close code that stops it, or
+            `None` for a crash.
+        life: seconds that a process needs to start.
+    """
+
+    def __init__(self, end: int | None, life: float = 1.0) -> None:
+        self.identifies = 0
+        self.waited = 0.0  # seconds, of the latest start
+        self.now = NOW
+        self.end, self.life = end, life
+        self.record: SessionState | None = None
+
+    def day(self) -> None:
+        while self.now < NOW + DAY:
+            self.start()
+
+    def start(self, **options: Any) -> GatewaySession:
+        self.now += self.life
+        kept = None if self.record is None else decode(encode(self.record, saved_at=self.now))
+        settings = {"app_id": "app", "intents": 513, "jitter": lambda: 0.0}
+        gateway = GatewaySession("bot", **(settings | {"resume": kept} | options))
+        self.waited = 0.0 if gateway.resumable else gateway.until_identify(self.now)
+        self.now += self.waited
+        line = gateway.connect()
+        line.opened("t", self.now)
+        line.receive(HELLO, self.now)
+        self.identifies += any('"op": 2' in frame for frame in line.frames_to_send())
+        if self.end is not None:
+            line.closed(self.end)
+        self.record = gateway.state
+        return gateway
+
+
+@pytest.mark.parametrize("end", [4014, 4914, 4915, 4001, None])
+def test_fewer_than_200_identifies_a_day_whatever_restarts_the_process(end: int | None) -> None:
+    # promises 17 and 30
+    bot = Restarts(end)
+    bot.day()
+    assert 90 < bot.identifies < 200
+
+
+def test_three_processes_that_meet_op_9_and_a_crash_loop_share_one_budget() -> None:
+    # promise 30
+    bot = Restarts(None, life=0.0)
+    for _ in range(20):
+        bot.start()
+        assert bot.waited == 0.0
+    bot.start()
+    assert bot.waited == pytest.approx(500.0)
+
+
+def by_secret(secret: str) -> Any:
+    return lambda earlier: f"salt:{secret}"
+
+
+@pytest.mark.parametrize(
+    ("change", "waits"),
+    [
+        ({}, True),
+        ({"fingerprint": by_secret("old"), "jitter": lambda: 1.0}, True),
+        ({"fingerprint": by_secret("new")}, False),
+        ({"intents": 1}, False),
+        ({"app_id": "other"}, False),
+        ({"shard": (0, 2)}, False),
+    ],
+)
+def test_a_refused_bot_waits_unless_its_secret_intents_or_app_changed(
+    change: dict[str, Any], waits: bool
+) -> None:
+    # promise 30
+    old = {"fingerprint": by_secret("old")}
+    bot = Restarts(4014)
+    bot.start(**old)
+    refusal = bot.start(**(old | change)).refusal
+    assert bot.waited == pytest.approx(899.0 if waits else 0.0)
+    assert refusal is not None
+    assert (refusal.code, refusal.reason) == (4014, "The bot may not use these intents.")
+
+
+def test_ready_ends_a_refusal() -> None:
+    # promise 30
+    bot = Restarts(4014)
+    bot.start()
+    bot.end = None
+    gateway = bot.start()
+    line = gateway.connect()
+    line.receive({"op": 0, "s": 1, "t": "READY", "d": {"session_id": "S"}}, bot.now)
+    assert gateway.refusal is None
+    assert gateway.state is not None
+    assert "refusal" not in gateway.state.extra
+
+
+def test_a_clock_that_was_set_back_makes_nobody_wait_for_ever() -> None:
+    # promise 11
+    bot = Restarts(4014)
+    bot.start()
+    bot.now -= 30 * DAY
+    bot.start()
+    assert bot.waited <= 900.0
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"identifyBudgetFullAt": value, "refusal": value}
+        for value in (None, True, -1, 1.5, 10**18, "soon", [], {})
+    ]
+    + [
+        {"refusal": {"at": 1_800_000_000_000, "code": code, "reason": reason}}
+        for code, reason in ((-1, "x"), (True, "x"), ("4014", "x"), (4014, ""), (4014, "x" * 501))
+    ],
+)
+def test_hostile_fields_of_a_record_make_nobody_wait(extra: dict[str, Any]) -> None:
+    # promise 14
+    record = SessionState(account_id="bot", app_id="app", saved_at=NOW, extra=extra)
+    gateway = GatewaySession("bot", app_id="app", intents=1, resume=record)
+    assert (gateway.until_identify(NOW), gateway.refusal) == (0.0, None)
+
+
+def test_a_session_for_other_intents_is_left_alone_until_an_identify_goes_out() -> None:
+    record = SessionState(
+        account_id="bot",
+        app_id="app",
+        intents=1,
+        session_id="S",
+        last_seq=5,
+        saved_at=NOW,
+        extra={"identifyBudgetFullAt": round((NOW + 300) * 1000)},
+    )
+    gateway = GatewaySession("bot", app_id="app", intents=2, resume=record)
+    assert gateway.state is None
+    line = gateway.connect()
+    line.opened("t", NOW)
+    line.receive(HELLO, NOW)
+    assert gateway.state is not None
+    assert gateway.state.extra["identifyBudgetFullAt"] == round((NOW + 800) * 1000)

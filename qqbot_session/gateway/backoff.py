@@ -16,7 +16,8 @@ from dataclasses import replace
 
 from .closes import IDENTIFY_WAIT, CloseRule
 
-_REFUSED_WAIT = 60.0  # seconds; our choice, as long as the clients we read wait for a rate limit
+_TOKEN_WAIT = 60.0  # seconds; our choice, as long as the clients we read wait for a rate limit
+_REFUSED_WAIT = 20.0  # seconds after op 9 upon an Identify, of which the third stops; our choice
 _BACK_OFF = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, by closes since a line lived
 _JITTER = 0.25  # the part of the back-off that chance may take away
 
@@ -84,8 +85,10 @@ class BackOff:
         self._setbacks += 1
         self._refused_tokens += rule.refresh_token
         waits = [rule.wait, back_off * (1.0 - _JITTER * self._jitter())]
-        if refused or self._refused_tokens > 1:
+        if refused:
             waits.append(_REFUSED_WAIT)
+        if self._refused_tokens > 1:
+            waits.append(_TOKEN_WAIT)
         if identifies:
             waits += [IDENTIFY_WAIT, self._until_identify(now)]
         return max(waits)
@@ -99,7 +102,7 @@ class BackOff:
         meaning = (
             f"The gateway has reset the session {self._resets} times: another process probably "
             "runs this bot, and each ends the other's session. Run one of them, or use a lease "
-            "(docs/why-identify.md, Two copies of one bot)."
+            "(see docs/why-identify.md, Two copies of one bot)."
         )
         wait = min(IDENTIFY_WAIT * 2.0 ** min(self._resets - 1, 16), _LAST_RESET_WAIT)
         return replace(rule, wait=max(rule.wait, wait), meaning=meaning)

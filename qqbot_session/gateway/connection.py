@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GatewayProtocolError
 from ..state import MAX_INTEGER, MAX_SECONDS, strict_json
+from ..words import Secret
 from .closes import IGNORE, CloseRule
 from .events import (
     Event,
@@ -209,10 +210,11 @@ class Connection:
         RESUME if there is nothing to resume or it was tried too often, and STOP after the third
         Identify in a row that was answered with op 9, which means bad intents, token or limits.
         `wait` grows up to 60 s until a line has lived: a heartbeat was acknowledged after READY
-        or RESUMED. It is at least 60 s after a token was refused twice in a row, or after op 9
-        upon an Identify, for which the token is refreshed. Before an Identify it is at least 5 s
-        (the gateway's `max_concurrency` is per 5 s), and as long as the Identify budget of this
-        `GatewaySession` demands: 20 at once, then one per 500 s. All waits are our choice.
+        or RESUMED. It is at least 60 s after a token was refused twice in a row, and 20 s after
+        op 9 upon an Identify, for which the token is refreshed; after 4902 it doubles up to 15
+        minutes while that comes again within an hour. Before an Identify it is at least 5 s (the
+        gateway's `max_concurrency` is per 5 s), and as long as the Identify budget demands, which
+        is in the record: 20 at once, then one per 500 s. All waits are our choice.
 
         Args:
             code: the close code, `None` if there was no close frame.
@@ -385,7 +387,7 @@ def _bearer(token: object) -> str:
         raise TypeError(f"token must be a str, not {type(token).__name__}")
     if not token:
         raise ValueError("token must not be empty: ''")
-    return token if token.startswith("QQBot ") else f"QQBot {token}"
+    return Secret(token if token.startswith("QQBot ") else f"QQBot {token}")
 
 
 def _sequence_number(value: object) -> int | None:

@@ -98,8 +98,9 @@ class GatewaySession:
             the session; 0 = none, at most 512. The same message was seen to come again under a
             new number, within a second, and minutes later across restarts (field reports).
         jitter: returns a number from 0 to 1 that shortens the back-off, by a quarter at most.
-        fingerprint: a salted digest of the bot's secret, kept with a refusal: with another one the
-            bot may try again at once. Never the secret itself.
+        fingerprint: makes a salted digest of the bot's secret, to be kept with a refusal: with
+            another secret the bot may try again at once. It is called with the digest of the
+            record, whose salt it must use, or with an empty string.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the error names it.
@@ -127,7 +128,7 @@ class GatewaySession:
         failed: Literal["settle", "keep"] = "settle",
         remember_events: int = 256,
         jitter: Callable[[], float] = random.random,
-        fingerprint: str | None = None,
+        fingerprint: Callable[[str], str] | None = None,
     ) -> None:
         check_app_id(app_id)
         check_intents(intents)
@@ -153,6 +154,7 @@ class GatewaySession:
         self._refusals = 0  # Identifies in a row answered with op 9
         self._refusal: Refusal | None = None  # the latest, while no READY followed
         self._fingerprint = fingerprint
+        self._silent = False  # whether another session's record is left alone for now
         self._now = 0.0  # seconds since the epoch, no later than it is
         self._connection: Connection | None = None
         self._key: tuple[object, ...] = ()  # what `_state` was made of
@@ -226,8 +228,8 @@ class GatewaySession:
         they do not fit.
         """
         above, held = self._watermark.above(), self._watermark.held()
-        spent = self._back_off.full_at
-        key = (self.turn, self.settled, above, held, self._recent.changes, spent, self._refusal)
+        rest = (self._back_off.full_at, self._refusal, self._silent)
+        key = (self.turn, self.settled, above, held, self._recent.changes, *rest)
         if key != self._key:
             self._key = key
             self._state = self._make_state(above, held)
@@ -304,8 +306,9 @@ class GatewaySession:
         self._back_off.restore(milliseconds(extra.pop(_IDENTIFIES, None)) or 0.0)
         refusal = refusal_from_json(extra.pop(_REFUSAL, None))
         if not self._owns(record):
+            self._silent = True
             return
-        if refusal is not None and refusal.fingerprint == self._fingerprint:
+        if refusal is not None and refusal.fingerprint == self._digest(refusal.fingerprint or ""):
             self._refusal, self._refusals = refusal, _REFUSALS - 1  # one more is enough
         above, held = extra.pop(_SETTLED_ABOVE, None), extra.pop(_HELD_SECONDS, None)
         self._recent.restore(extra.pop(_RECENT_EVENTS, None))
@@ -334,7 +337,7 @@ class GatewaySession:
             ours[_IDENTIFIES] = round(spent * 1000)
         if self._refusal is not None:
             ours[_REFUSAL] = self._refusal.to_json()
-        if session.session_id is None and not ours:
+        if session.session_id is None and (self._silent or not ours):
             return None
         recent = self._recent.text() if self._recent.limit else ""
         texts = {_SETTLED_ABOVE: above, _HELD_SECONDS: held, _RECENT_EVENTS: recent}
@@ -371,7 +374,11 @@ class GatewaySession:
         )
         return {"session_id": old.session_id, "seq": self.settled}
 
+    def _digest(self, earlier: str) -> str | None:
+        return None if self._fingerprint is None else self._fingerprint(earlier)
+
     def _identify_data(self) -> dict[str, Any]:
+        self._silent = False
         return {"intents": self._session.intents, "shard": list(self.shard), "properties": {}}
 
     def _begin(self, session_id: str, seq: int | None, now: float) -> None:
@@ -457,7 +464,8 @@ class GatewaySession:
             self._forget()
         if rule.next is Next.STOP:
             told = code if code in self._close_rules else None
-            self._refusal = Refusal(self._now, told, rule.meaning[:500], self._fingerprint)
+            self._refusal = Refusal(self._now, told, rule.meaning[:500], self._digest(""))
+            self._silent = False
             return rule
         if phase is Phase.RESUMING and code in NO_VERDICT:
             self._take_back_resume()

@@ -93,6 +93,7 @@ class Life:
             intents=client.intents or 1,  # as botpy sends it
             shard=shard,
             sandbox=bool(client.http.is_sandbox),
+            secret=getattr(self._token, "secret", None),
         )
         loaded = self._loads.get(gateway.account_id)
         log = Console(gateway.account_id, "zh", tell, name=self._name, loaded=loaded)

@@ -210,6 +210,7 @@ class Adapter(qq.Adapter):
             intents=bot.bot_info.intent.to_int(),
             shard=shard,
             sandbox=self._qqbot_sandbox(),
+            secret=bot.bot_info.secret,
         )
         loaded = self._qqbot_loads.get(gateway.account_id)
         shard_log = Console(gateway.account_id, "en", _tell, loaded=loaded)
