@@ -176,14 +176,13 @@ class GroupCommit:
     def join(self, account: Account) -> asyncio.Future[None]:
         """Put the account into the next batch; the future is set when that was attempted."""
         keeper = self._keeper(account)
+        if self._writer is None or self._writer.done():
+            self._start_writer()  # first: if this raises, the account's own timer still runs
         if keeper.batch is None or keeper.batch.taken:
             if not self._queue or self._queue[-1].taken or len(self._queue[-1].keepers) >= _BATCH:
                 self._queue.append(Batch(self.running_loop().create_future()))
             batch = self._queue[-1]
-            batch.keepers[account.id] = keeper
-            keeper.batch = batch
-        if self._writer is None or self._writer.done():
-            self._start_writer()
+            batch.keepers[account.id], keeper.batch = keeper, batch
         return keeper.batch.done
 
     async def attempt(self, accounts: Iterable[Account]) -> dict[str, BaseException]:
@@ -271,6 +270,8 @@ class GroupCommit:
         """Be the account's task: one park per write."""
         try:
             await _first_step()
+            if keeper.task is not asyncio.current_task():
+                return  # whoever made it was torn off, and made another since, or will
             while keeper.account.unsaved:
                 if keeper.patient:
                     keeper.patient = False
@@ -326,18 +327,20 @@ class GroupCommit:
 
     def _wake(self, batch: Batch | None, keepers: list[Keeper]) -> None:
         """Wake the tasks whose window this was: those that have not joined another batch."""
-        woken = keepers.copy()
-        keepers.clear()
-        for keeper in woken:
-            if keeper.batch is not batch or self._aborted:
-                continue
-            if keeper.task is not None and not keeper.task.done():
-                if keeper.wake is not None and not keeper.wake.done():
-                    keeper.wake.set_result(None)
-            elif keeper.account.unsaved:  # its task was cancelled
-                self._start(keeper)
-            else:
-                self._release(keeper)
+        try:
+            for keeper in keepers:
+                if keeper.batch is not batch or self._aborted:
+                    continue
+                if keeper.task is not None and not keeper.task.done():
+                    if keeper.wake is not None and not keeper.wake.done():
+                        keeper.wake.set_result(None)
+                elif keeper.account.unsaved:  # its task was cancelled
+                    self._start(keeper)
+                else:
+                    self._release(keeper)
+        except BaseException:  # such as a KeyboardInterrupt: nobody else wakes those that are left
+            self._wake_later(0.0, batch, keepers)
+            raise
 
     # Writing
 
@@ -345,6 +348,8 @@ class GroupCommit:
         """Be the writing task: attempt every batch that is queued, then end, cancelled or not."""
         with suppress(asyncio.CancelledError):
             await _first_step()
+        if self._writer is not asyncio.current_task():
+            return  # see `_keep`
         while self._queue and not self._aborted:
             await _let_others_in()  # who else is due in this turn of the loop?
             await self._commit(self._queue[0])

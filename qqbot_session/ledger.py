@@ -209,20 +209,21 @@ class Ledger:
             moves: whether it is more than a sign of life.
             warm: whether the next change may go by `due`.
         """
+        turned = account.state is not state and session_of(account.state) != session_of(state)
         if state is None or not state.session_id or last_seq is None or state.failed_resumes:
             warm = False
         if not warm:
             self.due.pop(account.id, None)
-        if account.mark is not None:
-            self._stop_asking(account, account.mark)
-        if account.state is not state and session_of(account.state) != session_of(state):
-            account.turned = True
         self._moment = account.moment = self._moment + 1
-        account.state, account.last_seq = state, last_seq
-        account.denied = account.was_read = False
-        account.changed = account.is_ours = True
-        account.moved |= moves
         self.accounts[account.id] = account
+        # One statement: whatever is raised before or after it, what is unsaved is known as such.
+        account.state, account.last_seq, account.changed = state, last_seq, True
+        account.denied = account.was_read = False
+        account.is_ours = True
+        account.moved |= moves
+        account.turned |= turned
+        if account.mark is not None:  # last: until then the source's news must not be lost
+            self._stop_asking(account, account.mark)
         if warm and account.moved:
             self.due[account.id] = account
 
