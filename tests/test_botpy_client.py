@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ import aiohttp
 import pytest
 
 from qqbot_session import AsyncSessionStore, GatewayRefusedError
+from qqbot_session.answers import hold
 from qqbot_session.testing import LocalGateway
 
 botpy = pytest.importorskip("botpy")
@@ -246,6 +248,210 @@ async def test_it_says_once_where_the_sessions_are_kept(
             await running
     (line,) = [record.getMessage() for record in caplog.records if "会话保存在" in record.message]
     assert str(directory) in line
+
+
+@pytest.fixture
+def console(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Return what gives all that botpy's console has shown."""
+    monkeypatch.setattr(logging.getLogger("botpy"), "propagate", True)
+    caplog.set_level(logging.INFO, "botpy")
+    return lambda: "\n".join(record.getMessage() for record in caplog.records)
+
+
+async def test_the_console_says_who_is_on_line_and_what_was_resumed(
+    local: Any, directory: Path, console: Any
+) -> None:
+    async with LocalGateway() as qq:
+        local(qq)
+        async with living(Resuming(nothing, sessions=directory), qq) as client:
+            await client.hears("ready")
+            assert "102000000-0-1：新建会话（没有保存过会话）" in console()
+            assert "机器人「local bot」启动成功！102000000-0-1：新会话已建立" in console()
+        await emit(qq, "a")
+        await emit(qq, "b")
+        async with living(Resuming(nothing, sessions=directory), qq) as client:
+            await client.hears("resumed")
+            assert "102000000-0-1：正在恢复会话，从序号 1 继续" in console()
+            told = "机器人「local bot」恢复会话成功！102000000-0-1：从序号 1 继续，补收了 2 个事件"
+            assert told in console()
+            await qq.close(4006)
+            async with asyncio.timeout(10):
+                while "102000000-0-1：连接断开（代码 4006）" not in console():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_login_is_tried_again_until_qq_is_there(
+    local: Any, directory: Path, console: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integration, "_pause", lambda seconds: asyncio.sleep(0))
+    async with LocalGateway() as qq:
+        local(qq)
+        qq.fail("GET", "/users/@me", 500, status=500)
+        qq.fail("GET", "/gateway/bot", 100017, status=429)
+        async with living(Resuming(nothing, sessions=directory), qq) as client:
+            await client.hears("ready")
+        assert console().count("暂时无法登录 QQ") == 2
+    assert len(qq.identifies) == 1
+
+
+async def test_a_login_that_is_refused_is_not_tried_again(local: Any, directory: Path) -> None:
+    async with LocalGateway() as qq:
+        local(qq)
+        qq.fail("GET", "/users/@me", 11, status=401)
+        client = Resuming(nothing, sessions=directory)
+        with pytest.raises(botpy.errors.AuthenticationFailedError):
+            await client.start(qq.app_id, qq.client_secret)
+        await client.close()
+
+
+async def test_remembering_a_client_that_has_logged_in_is_too_late(
+    local: Any, directory: Path
+) -> None:
+    async with LocalGateway() as qq:
+        local(qq)
+        plain = Client(nothing)
+        running = starting(plain, qq)
+        await plain.hears("ready")
+        with pytest.raises(RuntimeError, match=r"remember\(\) comes too late"):
+            remember(plain, directory)
+        await plain.close()
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_what_is_no_client_of_botpys_is_named() -> None:
+    with pytest.raises(TypeError, match=r"takes a botpy\.Client, not a builtins\.object"):
+        remember(object())
+    with pytest.raises(ValueError, match="not 'anwered'"):
+        remember(Client(nothing), until="anwered")
+
+
+async def test_a_second_client_with_the_same_session_is_told_so_and_a_reloaded_one_is_not(
+    local: Any, directory: Path
+) -> None:
+    async def slow(message: Any) -> None:
+        await asyncio.sleep(1)
+
+    async with LocalGateway() as qq:
+        local(qq)
+        first = Resuming(slow, sessions=directory)
+        async with living(first, qq):
+            await first.hears("ready")
+            for other in (Resuming(nothing, sessions=str(directory)), first):
+                with pytest.raises(RuntimeError, match="another client of this process keeps"):
+                    await asyncio.wait_for(starting(other, qq), 10)
+                if other is not first:
+                    await other.close()
+            await emit(qq, "a")
+            await first.hears("a")
+            closing = asyncio.create_task(first.close())  # it lasts as long as the handler
+            await asyncio.sleep(0)
+            async with living(Resuming(nothing, sessions=directory), qq) as reloaded:
+                await reloaded.hears("resumed")
+            await closing
+        assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+
+
+async def test_a_bot_connect_of_ones_own_is_said_to_be_ignored(
+    local: Any, directory: Path, console: Any
+) -> None:
+    class Own(Client):
+        async def bot_connect(self, session: Any) -> None:
+            raise AssertionError("nobody calls it")
+
+    async with LocalGateway() as qq:
+        local(qq)
+        async with living(remember(Own(nothing), directory), qq) as client:
+            await client.hears("ready")
+        assert "自己的 bot_connect 不会被调用" in console()
+
+
+@asynccontextmanager
+async def living(client: Any, qq: LocalGateway) -> AsyncIterator[Any]:
+    running = starting(client, qq)
+    try:
+        yield client
+    finally:
+        await client.close()
+        await running
+
+
+async def kept(directory: Path) -> int | None:
+    """Return the number that is on storage."""
+    async with AsyncSessionStore(directory) as store:
+        return max((state.last_seq for state in await store.load_all()), default=None)
+
+
+async def test_a_queued_message_counts_once_its_answer_was_accepted(
+    local: Any, directory: Path
+) -> None:
+    # promise 35
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    async with LocalGateway() as qq:
+        local(qq)
+        async with living(Resuming(queue.put, sessions=directory, until="answered"), qq) as client:
+            await client.hears("ready")
+            await emit(qq, "a")
+            await emit(qq, "b")
+            first, second = await queue.get(), await queue.get()
+            await first.reply(content="to a")
+            await settled(directory, 2)
+            assert await kept(directory) == 2
+            await second.reply(content="to b")
+            await settled(directory, 3)
+        assert await kept(directory) == 3
+
+
+async def test_a_repeated_answer_is_one_and_any_other_refusal_is_none(
+    local: Any, directory: Path
+) -> None:
+    # promise 35
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    async with LocalGateway(deduplicate_replies=True) as qq:
+        local(qq)
+        async with living(
+            Resuming(queue.put, sessions=directory, until="answered", grace=0), qq
+        ) as client:
+            await client.hears("ready")
+            await emit(qq, "a")
+            message = await queue.get()
+            async with aiohttp.ClientSession() as http:  # as in a life before this one
+                url = f"{qq.api_url}/v2/users/{message.author.user_openid}/messages"
+                body = {"msg_id": message.id, "msg_type": 0, "content": "before"}
+                headers = {"Authorization": f"QQBot {client.http._token.access_token}"}
+                async with http.post(url, json=body, headers=headers) as answer:
+                    assert answer.status == 200
+            await emit(qq, "b")
+            other = await queue.get()
+            qq.fail("POST", "/v2/users/{openid}/messages", 40034004, status=400)
+            with pytest.raises(RuntimeError):
+                await other.reply(content="refused")
+            with pytest.raises(RuntimeError, match="消息被去重"):
+                await message.reply(content="again")
+            await settled(directory, 2)
+        assert await kept(directory) == 2
+
+
+async def test_a_handler_that_raises_is_waited_for_no_longer(local: Any, directory: Path) -> None:
+    # promise 35
+    async def fail(message: Any) -> None:
+        hold()
+        raise LookupError("no answer")
+
+    async with LocalGateway() as qq:
+        local(qq)
+        async with living(Resuming(fail, sessions=directory, until="answered"), qq) as client:
+            await client.hears("ready")
+            await emit(qq, "a")
+            await settled(directory, 2)
+        assert await kept(directory) == 2
+
+
+async def settled(directory: Path, number: int) -> None:
+    """Wait until the number is on storage."""
+    async with asyncio.timeout(10):
+        while await kept(directory) != number:  # noqa: ASYNC110 - another store's doing
+            await asyncio.sleep(0.02)
 
 
 async def test_who_asks_for_the_coroutine_gets_it(local: Any, directory: Path) -> None:

@@ -48,6 +48,20 @@ async def test_alone_such_a_client_loses_events(shape: str) -> None:
     assert killed.identifies == 2
 
 
+@pytest.mark.parametrize("shape", ["pipeline answered remembered", "pipeline hold remembered"])
+async def test_an_application_that_answers_later_loses_nothing(shape: str) -> None:
+    # promise 35
+    killed, terminated = await killed_and_terminated(build("botpy", "botpy", shape))
+    assert (killed.lost, terminated.lost, terminated.twice) == ([], [], [])
+    for outcome in (killed, terminated):
+        assert (outcome.identifies, outcome.resumes) == (1, 1)
+
+
+async def test_its_messages_are_lost_if_they_count_as_handled_when_they_are_queued() -> None:
+    killed = await restart(build("botpy", "botpy", "pipeline remembered"), signal.SIGKILL)
+    assert killed.lost
+
+
 async def test_ctrl_c_ends_a_client_in_order_as_sigterm_does() -> None:
     # promise 22
     outcome = await restart(build("botpy", "botpy", "mixin"), signal.SIGINT)

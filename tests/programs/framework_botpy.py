@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import signal
 import time
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import botpy
@@ -87,6 +87,41 @@ class WithQueue(Bot):
         await asyncio.gather(running, return_exceptions=True)
 
 
+class WithPipeline(Bot):
+    """An application that answers later: its handler returns at once, and a worker takes over."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def on_c2c_message_create(self, message: Any) -> None:
+        done = None
+        if "hold" in BUILD:
+            from qqbot_session.answers import hold
+
+            done = hold()
+        self.queue.put_nowait((message, done))
+
+    async def answer(self, message: Any, done: asyncio.Future[None] | None) -> None:
+        await work(f"reply {message.content}", lambda text: message.reply(content=text))
+        if done is not None:
+            done.set_result(None)
+
+    async def take_over(self) -> None:
+        async with asyncio.TaskGroup() as answering:
+            while True:
+                answering.create_task(self.answer(*await self.queue.get()))
+
+    async def live(self, stop: asyncio.Event) -> None:
+        worker = asyncio.create_task(self.take_over())
+        running = asyncio.create_task(self.start(appid=APP_ID, secret=SECRET))
+        await stop.wait()
+        await self.close()
+        for task in (running, worker):
+            task.cancel()
+        await asyncio.gather(running, worker, return_exceptions=True)
+
+
 class WithBackoff(Bot):
     """The shape of nanobot's client: waits of its own in `bot_connect`, `start` in a loop."""
 
@@ -117,19 +152,22 @@ class WithBackoff(Bot):
             await asyncio.sleep(1)
 
 
-async def until_sigterm(client: WithQueue | WithBackoff) -> None:
+Shape: TypeAlias = WithQueue | WithPipeline | WithBackoff
+
+
+async def until_sigterm(client: Shape) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await client.live(stop)
 
 
-async def main(kind: type[WithQueue | WithBackoff], arguments: dict[str, Any]) -> None:
+async def main(kind: type[Shape], arguments: dict[str, Any]) -> None:
     """Make the client on the loop that runs, as both of those programs do."""
     client = kind(**arguments)
     if "remembered" in BUILD:
         from qqbot_session.integrations.botpy import remember
 
-        remember(client, SESSIONS)
+        remember(client, SESSIONS, until="answered" if "answered" in BUILD else "handled")
     await until_sigterm(client)
 
 
@@ -140,7 +178,7 @@ def build() -> None:
         "ext_handlers": False,
         **go_to_localhost(),
     }
-    shapes = {"queue": WithQueue, "backoff": WithBackoff}
+    shapes = {"queue": WithQueue, "pipeline": WithPipeline, "backoff": WithBackoff}
     if shape := shapes.get(BUILD.partition(" ")[0]):
         asyncio.run(main(shape, arguments))
         return
