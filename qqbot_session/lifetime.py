@@ -71,11 +71,16 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
         raise asked
 
 
-async def run_until_stopped(life: Coroutine[Any, Any, None], *, signals: bool = True) -> None:
+async def run_until_stopped(
+    life: Coroutine[Any, Any, None], *, signals: bool = True, hand_on: bool = False
+) -> None:
     """Await `life` in a task of its own until it ends, a signal comes, or the caller is cancelled.
 
     `life` is cancelled by the first signal or cancellation, whichever comes first, and again by
     the second of the same kind: programs often cancel a bot on the signal that it also got.
+
+    Args:
+        hand_on: as in `handling_signals`.
 
     Returns:
         After a signal, when `life` has ended.
@@ -98,7 +103,8 @@ async def run_until_stopped(life: Coroutine[Any, Any, None], *, signals: bool = 
         text = "%s: stopping; another signal ends the grace"
         say(logging.INFO, text, signal.Signals(number).name, extra={"qqbot_reason": "signal"})
 
-    with watching(loop), handling_signals(loop, heed) if signals else contextlib.nullcontext():
+    taking = handling_signals(loop, heed, hand_on=hand_on) if signals else contextlib.nullcontext()
+    with watching(loop), taking:
         while not work.done():
             try:
                 await asyncio.wait([work])
@@ -112,12 +118,16 @@ async def run_until_stopped(life: Coroutine[Any, Any, None], *, signals: bool = 
 
 @contextlib.contextmanager
 def handling_signals(
-    loop: asyncio.AbstractEventLoop, stop: Callable[[int], object]
+    loop: asyncio.AbstractEventLoop, stop: Callable[[int], object], *, hand_on: bool = False
 ) -> Iterator[None]:
     """Call `stop` on the loop for SIGTERM, SIGHUP and Ctrl-C; see the module's rules.
 
     The loop need not run yet. Outside the main thread no signal is taken, but those that were
     taken there end this, too.
+
+    Args:
+        hand_on: whether a signal does what it would have done without us, once all of ours have
+            ended: for a bot that is only a part of its program.
     """
     in_main = threading.current_thread() is threading.main_thread()
     key = object()
@@ -134,6 +144,7 @@ def handling_signals(
         del _process.stops[key]
         if in_main:
             _process.takers -= 1
+            _process.hands_on |= hand_on
             _process.give_back()
 
 
@@ -144,6 +155,7 @@ class _Process:
         self.stops: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[int], object]]] = {}
         self.takers = 0  # those of them that are in the main thread
         self.came: list[int] = []
+        self.hands_on = False  # the signals, to what is there by default
         self._heard = True  # by the main thread's loop: the latest signal
 
     def take(self) -> None:
@@ -159,14 +171,17 @@ class _Process:
         """When the last of ours has ended: put the program's handlers back, and call them."""
         if self.takers:
             return
-        came, self.came = self.came, []
+        came, self.came = dict.fromkeys(self.came), []
+        hands_on, self.hands_on = self.hands_on, False
         for number in _NUMBERS:
             if isinstance(now := signal.getsignal(number), _Taken):
                 signal.signal(number, now.before)
         for number in came:
             handler = signal.getsignal(number)
-            if callable(handler) and not _is_asyncios(handler):
+            if callable(handler) and (hands_on or not _is_asyncios(handler)):
                 handler(number, None)
+            elif hands_on and handler is signal.SIG_DFL:
+                signal.raise_signal(number)
 
     def signalled(self, number: int) -> None:
         """Tell everything of ours, in the signal's handler: the loop may be anywhere."""
@@ -222,6 +237,14 @@ def _is_asyncios(handler: object) -> bool:
     """Whether Ctrl-C would only be raised, as KeyboardInterrupt: who has stopped needs none."""
     owner = getattr(getattr(handler, "func", None), "__self__", None)
     return handler is signal.default_int_handler or isinstance(owner, asyncio.Runner)
+
+
+def is_main_task(task: asyncio.Task[Any] | None) -> bool:
+    """Whether `asyncio.run` was called for this task, so that the program ends with it."""
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, _Taken):
+        handler = handler.before
+    return task is not None and getattr(handler, "keywords", {}).get("main_task") is task
 
 
 def _last_words(number: int) -> None:

@@ -68,6 +68,20 @@ async def test_ctrl_c_ends_a_client_in_order_as_sigterm_does() -> None:
     assert (outcome.lost, outcome.twice, outcome.status) == ([], [], 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", ["", " background"])
+async def test_signals_end_in_order_what_only_awaits_start(
+    number: signal.Signals, where: str
+) -> None:
+    # promise 22
+    outcome = await restart(build("botpy", "botpy", f"started remembered{where}"), number)
+    assert (outcome.lost, outcome.twice) == ([], [])
+    if not where:
+        assert outcome.status == 0
+    elif number is signal.SIGTERM:  # what it does to a program without a handler
+        assert outcome.status == -signal.SIGTERM
+
+
 async def test_behind_the_sdks_store_protocol_a_kill_loses_what_ran_and_no_more() -> None:
     bot = build("botpy-sdk", "botpy", "our store")
     killed, slow = await asyncio.gather(restart(bot, signal.SIGKILL), slow_handlers(bot))

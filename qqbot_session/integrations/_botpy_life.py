@@ -15,7 +15,7 @@ from botpy import logging as botpy_logging
 
 from ..answers import Answers, answers_for, end_of, handler_raised
 from ..errors import GatewayRefusedError
-from ..gateway import Dispatch, Event, Hello, Ready, Resumed
+from ..gateway import Dispatch, Event, Ready, Resumed
 from ..lifetime import run_together
 from ..logs import say
 from ..pace import Pace
@@ -109,7 +109,7 @@ class Life:
             token=self._access_token,
             handle=self._handle if self._answers is None else self._answers.awaited(self._handle),
             observe=partial(self._observe, shard, log),
-            before_identify=partial(self._pace.before_identify, shard),
+            pace=self._pace,
             grace=client._qqbot_grace,
             log=log,
         )
@@ -132,9 +132,7 @@ class Life:
     def _observe(self, shard: Shard, log: Console, event: Event) -> None:
         log.count(event)
         client = self._client
-        if isinstance(event, Hello):
-            self._pace.handshake_goes_out(shard)
-        elif isinstance(event, Ready | Resumed | Dispatch):  # replayed events precede RESUMED
+        if isinstance(event, Ready | Resumed | Dispatch):  # replayed events precede RESUMED
             self._mark(shard, True)
             if not client._qqbot_was_ready:
                 client._qqbot_was_ready = True

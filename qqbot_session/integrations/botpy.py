@@ -42,7 +42,7 @@ except ModuleNotFoundError as error:
 
 from ..answers import Until, answers_for, being_handled
 from ..errors import describe
-from ..lifetime import handling_signals
+from ..lifetime import handling_signals, is_main_task, run_until_stopped
 from ..shard import check_options
 from ._botpy_life import Life, started_now, tell
 from ._console import console_line
@@ -129,6 +129,7 @@ class SessionMixin(botpy.Client):
     _qqbot_until: Until = "handled"
     _qqbot_grace = 5.0
     _qqbot_remembered = False  # by `remember`
+    _qqbot_in_run = False  # and not only in `start`
     _qqbot_main: asyncio.Task[Any] | None = None  # in which `start` was called
     _qqbot_life: asyncio.Task[Any] | None = None  # in which the lines are kept up
     _qqbot_was_ready = False
@@ -185,16 +186,22 @@ class SessionMixin(botpy.Client):
             stopped = True
             self._qqbot_main.cancel()
 
+        self._qqbot_in_run = True
         with handling_signals(self.loop, stop):
             try:
                 super().run(*args, **kwargs)
             except asyncio.CancelledError:
                 if not stopped:
                     raise
+            finally:
+                self._qqbot_in_run = False
 
     @_signed_as(botpy.Client.start)
     async def start(self, *args: Any, **kwargs: Any) -> Any:
         """Log in, and keep the lines up until `close`; may be called again afterwards.
+
+        SIGTERM and Ctrl-C end the lines in order, and then do what they would have done without
+        us; if this is the task that `asyncio.run` was called for, it returns instead.
 
         Raises:
             GatewayRefusedError: QQ refused the bot.
@@ -209,7 +216,8 @@ class SessionMixin(botpy.Client):
         """
         life = self._qqbot_life
         if life is not None and not life.done():
-            life.cancel()
+            if not life.cancelling():  # else the grace would end
+                life.cancel()
             if not being_handled():
                 await asyncio.wait([life])
         await super().close()
@@ -243,8 +251,9 @@ class SessionMixin(botpy.Client):
         life = asyncio.create_task(Life(self, token).run())
         if self._qqbot_life is None or self._qqbot_life.done():
             self._qqbot_life = life
+        hand_on = not is_main_task(asyncio.current_task())
         try:
-            await life
+            await run_until_stopped(_end(life), signals=not self._qqbot_in_run, hand_on=hand_on)
         except asyncio.CancelledError:
             if _requests_to_cancel() > asked:
                 raise  # else it was `close`
@@ -335,6 +344,19 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, TypeError | AttributeError):
         return "NoneType" in str(error)  # what botpy makes of a call that timed out
     return kind.__name__ in _OUTAGES or any(code in str(error) for code in _TOO_OFTEN)
+
+
+async def _end(life: asyncio.Task[None]) -> None:
+    """Wait for the lines; cancelled, end them unless `close` does; again, end their grace."""
+    asked = 0
+    while not life.done():
+        try:
+            await asyncio.wait([life])
+        except asyncio.CancelledError:
+            asked += 1
+            if asked > 1 or not life.cancelling():
+                life.cancel()
+    life.result()
 
 
 def _requests_to_cancel() -> int:

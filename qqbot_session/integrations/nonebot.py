@@ -59,7 +59,7 @@ except ImportError as error:
 
 from ..answers import answers_for, end_of, handler_raised
 from ..errors import GatewayRefusedError, describe
-from ..gateway import Dispatch, Event, Hello, Ready, Resumed
+from ..gateway import Dispatch, Event, Ready, Resumed
 from ..pace import Pace
 from ..shard import ShardRunner, Socket, account_id_for, open_gateway
 from ..store import AsyncSessionStore
@@ -224,7 +224,7 @@ class Adapter(qq.Adapter):
             )
 
         handle = partial(self._qqbot_handle, bot)
-        answers, pace = self._qqbot_answers, self._qqbot_paces[bot.self_id]
+        answers = self._qqbot_answers
         return ShardRunner(
             self._qqbot_store,
             gateway,
@@ -232,7 +232,7 @@ class Adapter(qq.Adapter):
             token=partial(_access_token, bot),
             handle=handle if answers is None else answers.awaited(handle),
             observe=partial(self._qqbot_observe, bot, shard, shard_log),
-            before_identify=partial(pace.before_identify, shard),
+            pace=self._qqbot_paces[bot.self_id],
             grace=self._qqbot_config.qq_sessions_grace,
             log=shard_log,
         )
@@ -242,8 +242,6 @@ class Adapter(qq.Adapter):
     ) -> None:
         shard_log.count(event)
         ready = None
-        if isinstance(event, Hello):
-            self._qqbot_paces[bot.self_id].handshake_goes_out(shard)
         if isinstance(event, Ready):
             data = {"session_id": event.session_id, "user": event.user, "shard": shard}
             ready = _payload("READY", event.seq, None, {"version": 1, **data})

@@ -152,12 +152,26 @@ class WithBackoff(Bot):
             await asyncio.sleep(1)
 
 
-Shape: TypeAlias = WithQueue | WithPipeline | WithBackoff
+class Started(Bot):
+    """A program that only awaits `start`, or leaves it in the background."""
+
+    async def live(self, stop: asyncio.Event) -> None:
+        if "background" in BUILD:
+            running = asyncio.create_task(self.start(appid=APP_ID, secret=SECRET))
+            await asyncio.Event().wait()
+            running.cancel()
+        else:
+            await self.start(appid=APP_ID, secret=SECRET)
+            await self.close()
+
+
+Shape: TypeAlias = Started | WithQueue | WithPipeline | WithBackoff
 
 
 async def until_sigterm(client: Shape) -> None:
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    if not isinstance(client, Started):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await client.live(stop)
 
 
@@ -178,7 +192,12 @@ def build() -> None:
         "ext_handlers": False,
         **go_to_localhost(),
     }
-    shapes = {"queue": WithQueue, "pipeline": WithPipeline, "backoff": WithBackoff}
+    shapes = {
+        "started": Started,
+        "queue": WithQueue,
+        "pipeline": WithPipeline,
+        "backoff": WithBackoff,
+    }
     if shape := shapes.get(BUILD.partition(" ")[0]):
         asyncio.run(main(shape, arguments))
         return
