@@ -97,7 +97,7 @@ class Connection:
     def __init__(self, gateway: GatewaySession) -> None:
         self._gateway = gateway
         self._phase = Phase.OPENED
-        self._token: str | None = None  # until it is in the handshake
+        self._token: Secret | None = None  # until it is in the handshake
         self._interval: float | None = None  # seconds between heartbeats, once Hello has come
         self._deadline: float | None = None  # for Hello, then for READY or RESUMED
         self._beat_at: float | None = None  # when the next heartbeat is due
@@ -253,16 +253,19 @@ class Connection:
         gateway, token, self._token = self._gateway, self._token, None
         if (resume := gateway._resume_data(now)) is not None:
             self._phase = Phase.RESUMING
-            self._send(6, {"token": token, **resume})
+            self._greet(6, {"token": token, **resume})
         elif gateway._back_off.may_identify(now):
             self._phase = Phase.IDENTIFYING
-            self._send(2, {"token": token, **gateway._identify_data()})
+            self._greet(2, {"token": token, **gateway._identify_data()})
         else:  # who waited as long as `closed` said does not come here
             self._close_with = _CLOSE_CODE
             return None
         self._deadline = now + _PATIENCE
         self._beat_at = now + (self._interval or _PATIENCE)  # should the replay take that long
         return "Identify" if self._phase is Phase.IDENTIFYING else "Resume"
+
+    def _greet(self, op: int, data: object) -> None:
+        self._outbox.append(Secret(json.dumps({"op": op, "d": data})))
 
     def _send(self, op: int, data: object) -> None:
         self._outbox.append(json.dumps({"op": op, "d": data}))
@@ -381,7 +384,7 @@ def _check_now(now: object) -> None:
         raise ValueError(f"now must be seconds since the epoch, not {now!r}")
 
 
-def _bearer(token: object) -> str:
+def _bearer(token: object) -> Secret:
     """Return the token with its prefix; an error never shows it."""
     if not isinstance(token, str):
         raise TypeError(f"token must be a str, not {type(token).__name__}")
