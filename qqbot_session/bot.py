@@ -32,9 +32,10 @@ except ImportError as error:
 from .api import Api, Tokens
 from .entrance import MAX_SHARDS, Entrance, Shard
 from .errors import ApiError, LeaseLostError
-from .gateway import Dispatch, Event, Hello, Ready
+from .gateway import Dispatch, Event, GatewaySession, Hello, Ready
 from .guard import check_handler
 from .http import Http
+from .integrations.aiohttp import AiohttpSocket
 from .lifetime import run_together, run_until_stopped
 from .logs import say
 from .proxies import check_proxy, proxy_for
@@ -137,7 +138,8 @@ async def run_bot(
         sessions: where the sessions are kept: what `AsyncSessionStore` takes, or a store, which
             is then not closed here.
         shards: how many, all run here, or those to run here as `(shard id, shard count)`; `None`
-            = as many as QQ suggests.
+            = as many as QQ suggests. A bot of one shard whose session can be resumed goes on with
+            one; the log says so if QQ suggests more.
         sandbox: QQ's sandbox, with sessions of its own.
         lease: let only one process at a time be a shard, and wait until this is the one; a number
             is the lease's `ttl` in seconds, `True` is 15. Needs SQLite or Redis; see
@@ -219,9 +221,17 @@ class _Lines:
 
     async def run(self, wanted: Sequence[Shard]) -> None:
         """Run these shards; as many as QQ suggests if there are none."""
-        known = partial(_known_shards, self.store, self.bot.app_id, self.sandbox)
-        shards = wanted or await self.entrance.suggested_shards(known)
+        shards = wanted or await self._suggested()
         await run_together([self._run_shard(shard) for shard in shards])
+
+    async def _suggested(self) -> list[Shard]:
+        """Return the shards that QQ suggests, or the only one there was, whose session goes on."""
+        only = account_id_for(self.bot.app_id, sandbox=self.sandbox)
+        if self.ttl is None and await self.store._is_resumable(only):
+            self.entrance.goes_on_with(1)
+            return [(0, 1)]
+        known = partial(_known_shards, self.store, self.bot.app_id, self.sandbox)
+        return await self.entrance.suggested_shards(known)
 
     async def _run_shard(self, shard: Shard) -> None:
         """Be the shard, as long as that is this process's to be."""
@@ -249,7 +259,7 @@ class _Lines:
         runner = self.bot._runners[shard] = ShardRunner(
             self.store,
             gateway,
-            connect=self.entrance.connect,
+            connect=partial(self._connect, gateway),
             token=self.tokens.get,
             handle=lambda event: self.handle(event, self.bot),
             observe=self._observe,
@@ -257,6 +267,11 @@ class _Lines:
             **self.options,
         )
         await runner.run()
+
+    async def _connect(self, gateway: GatewaySession) -> AiohttpSocket:
+        socket, address = await self.entrance.connect(gateway.address)
+        gateway.remember_address(address)
+        return socket
 
     def _observe(self, event: Event) -> None:
         if isinstance(event, Hello):

@@ -64,6 +64,7 @@ class Entrance:
         self.pace = Pace(self._ask)
         self._url: str | None = None
         self._shards: int | None = None
+        self._running: int | None = None  # shards, if they were not asked for
         self._asks: deque[float] = deque(maxlen=_ASKS)
         self._failures = 0
         self._try_at = 0.0  # the loop's clock, as all here
@@ -88,8 +89,8 @@ class Entrance:
         count = max(1, self._shards or 1)
         return [(number, count) for number in range(count)]
 
-    async def connect(self, known: str | None = None) -> AiohttpSocket:
-        """Open a socket to the address that was told last.
+    async def connect(self, known: str | None = None) -> tuple[AiohttpSocket, str]:
+        """Open a socket to the address that was told last, and return both.
 
         Args:
             known: an address that was told to an earlier process; used only if it is QQ's.
@@ -100,11 +101,16 @@ class Entrance:
             await self._ask()
         elif self.pace.asked_at == float("-inf") or (self._doubtful and self.pace.is_old):
             self._ask_beside()
+        url = self._url or self._usual_url
         try:
-            return await self._http.connect(self._url or self._usual_url)
+            return await self._http.connect(url), url
         except Exception:
             self._doubtful = True
             raise
+
+    def goes_on_with(self, shards: int) -> None:
+        """Note how many shards the bot has without having asked."""
+        self._running = shards
 
     def greeted(self) -> None:
         """Note that Hello came: the address is right."""
@@ -174,6 +180,10 @@ class Entrance:
         if shards is not None and shards > MAX_SHARDS:
             raise ValueError(f"{shards} shards are suggested, but {MAX_SHARDS} are the most")
         self._url, self._shards, self._doubtful = url, shards, False
+        if shards is not None and self._running not in (None, shards):
+            text = "QQ suggests %d shards; this bot resumed the session of %d and goes on with it"
+            extra = {"qqbot_reason": "shards", "qqbot_app": self._api.app_id}
+            say(logging.INFO, text, shards, self._running, extra=extra)
         self.pace.learn(fields.get("session_start_limit"))
 
     def _is_safe(self, url: str) -> bool:

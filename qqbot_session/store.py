@@ -608,6 +608,12 @@ class AsyncSessionStore:
 
     # Reading
 
+    async def _is_resumable(self, account_id: str) -> bool:
+        """Whether `load` would return a session; this one says and removes nothing."""
+        found = await self._newest(account_id)
+        verdict = judge(found, now=self._now(), max_age=self._max_age, asked={})
+        return verdict.reason is LoadReason.RESUMABLE
+
     async def _newest(self, account_id: str) -> Verdict:
         """Return the newest state of the account, from memory if it is not on storage yet."""
         while True:

@@ -32,7 +32,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from itertools import count
 from typing import Any, Literal
@@ -60,6 +60,8 @@ _HELD_SECONDS = "heldSeconds"
 _RECENT_EVENTS = "recentEvents"
 _IDENTIFIES = "identifyBudgetFullAt"  # milliseconds since the epoch
 _REFUSAL = "refusal"
+_ADDRESS = "gatewayUrl"
+_MAX_ADDRESS = 512  # characters
 
 _generations = count(1)
 
@@ -214,6 +216,23 @@ class GatewaySession:
         if self._refusal is not None:
             waits.append(self._refusal.wait(now))
         return max(waits)
+
+    @property
+    def address(self) -> str | None:
+        """The gateway's address that was last `remember_address`ed, here or before a restart.
+
+        It comes from the record, so whoever can write there can change it: check where it leads
+        before a token goes there.
+        """
+        address = self._session.extra.get(_ADDRESS)
+        return address if isinstance(address, str) else None
+
+    def remember_address(self, address: str) -> None:
+        """Keep the gateway's address with the session, for a Resume that need not ask for it."""
+        if len(address) <= _MAX_ADDRESS and address != self.address:
+            with suppress(ValueError):  # no room left in the record
+                extra = {**self._session.extra, _ADDRESS: address}
+                self._session = replace(self._session, extra=extra)
 
     @property
     def state(self) -> SessionState | None:
