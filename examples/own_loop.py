@@ -89,8 +89,14 @@ async def run_own_loop(
             fresh = rule.refresh_token or (fresh and ws is None)
             await asyncio.sleep(rule.wait)
     finally:
-        if handlers:  # what does not end in time is not handled, and comes again
-            await asyncio.wait(handlers, timeout=5)
+        try:
+            if handlers:  # what does not end in time is not handled, and comes again
+                await asyncio.wait(handlers, timeout=5)
+        finally:  # also when a second signal ends the wait
+            for task in handlers:
+                task.cancel()
+            if handlers:  # the store must stay open until they have ended
+                await asyncio.wait(handlers, timeout=2)
 
 
 class QQ:
@@ -116,12 +122,15 @@ class QQ:
         return self.token
 
     async def open_socket(self) -> aiohttp.ClientWebSocketResponse:
-        if not self.ws_url:  # asked for once: QQ limits that call
+        if not self.ws_url:  # asked for seldom: QQ limits that call
             headers = {"Authorization": f"QQBot {await self.get_token()}"}
             async with self.http.get(f"{self.api_url}/gateway", headers=headers) as response:
                 response.raise_for_status()
                 self.ws_url = (await response.json(content_type=None))["url"]
-        return await self.http.ws_connect(self.ws_url)
+        url, self.ws_url = self.ws_url, ""  # asked for again if this fails: it may have moved
+        ws = await self.http.ws_connect(url)
+        self.ws_url = url
+        return ws
 
     async def answer(self, event: Dispatch) -> None:
         if event.type == "C2C_MESSAGE_CREATE":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import runpy
 import signal
 import sys
 from asyncio.subprocess import PIPE
@@ -295,6 +296,56 @@ async def test_the_own_loop_handles_slow_and_failing_work_and_a_ban(tmp_path: Pa
         await qq.close(4915)
         with pytest.raises(ConnectionRefusedError, match="banned"):
             await running
+
+
+@pytest.mark.real_time
+async def test_a_second_cancellation_ends_the_handlers_of_the_own_loop_before_the_store_closes(
+    tmp_path: Path,
+) -> None:
+    """What they worked on comes again, and nothing else does."""
+    async with LocalGateway(heartbeat_interval=5) as qq:
+        bot = OwnBot(qq)
+        note, slow, begun = bot.handle, True, asyncio.Event()
+
+        async def handle(event: Dispatch) -> None:
+            if slow and event.data["content"] == "slow":
+                begun.set()
+                await asyncio.sleep(3600)
+            await note(event)
+
+        bot.handle = handle  # type: ignore[method-assign]
+        running = asyncio.create_task(bot.run(tmp_path))
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await bot.say("quick", "slow")
+        await bot.until_handled("quick")
+        await begun.wait()
+        for _ in range(2):
+            running.cancel()
+            await asyncio.sleep(0.1)
+        await asyncio.wait([running])
+        assert not [task for task in asyncio.all_tasks() if "work" in repr(task.get_coro())]
+        slow = False
+        running = asyncio.create_task(bot.run(tmp_path))
+        await bot.until_handled("slow")
+        running.cancel()
+        await asyncio.wait([running])
+        assert bot.handled == ["quick", "slow"]
+
+
+@pytest.mark.real_time
+async def test_the_own_loop_asks_for_the_address_again_when_it_leads_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with LocalGateway() as qq, aiohttp.ClientSession() as http:
+        for name, value in at(qq).items():
+            monkeypatch.setenv(name, value)
+        bot = runpy.run_path(str(ROOT / "examples" / "own_loop.py"))["QQ"](http)
+        qq.respond("GET", "/gateway", {"url": "ws://127.0.0.1:9/"}, times=1)
+        with pytest.raises(aiohttp.ClientError):
+            await bot.open_socket()
+        for _ in range(2):
+            await (await bot.open_socket()).close()
+        assert qq.requests["/gateway"] == 2
 
 
 @pytest.mark.real_time
