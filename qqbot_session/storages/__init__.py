@@ -1,6 +1,7 @@
 """Where records lie: one `Storage` contract, and one module per kind of storage."""
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from .base import LeasingStorage, MemoryStorage, Storage
@@ -41,32 +42,98 @@ def storage_of(storage: object) -> Storage:
     """Return the storage that this names, or is.
 
     Args:
-        storage: a directory; `sqlite:PATH`, a database; `redis://…` or `rediss://…`, a server; a
-            `Storage`, returned as it is; `None` is the TypeScript original's directory,
-            `~/.openclaw/qqbot/sessions`.
+        storage: a directory; `sqlite:PATH`, a database; `redis://…`, `rediss://…`, `valkey://…` or
+            `valkeys://…`, a server; a `Storage`, returned as it is; `None` is the TypeScript
+            original's directory, `~/.openclaw/qqbot/sessions`.
+
+    Raises:
+        TypeError, ValueError: it is none of these; the sentence says what was probably meant. It
+            shows no password.
     """
     if storage is None:
         home = os.environ.get("HOME") or "/tmp"  # as the original
         return FileStorage(os.path.join(home, ".openclaw", "qqbot", "sessions"))
-    if isinstance(storage, str) and storage.startswith("sqlite:"):
-        return _sqlite(storage)
-    if isinstance(storage, str) and storage.startswith(("redis://", "rediss://")):
+    if isinstance(storage, str | os.PathLike):
+        return _named(storage)
+    if isinstance(storage, Storage) and not isinstance(storage, type):
+        return storage
+    raise TypeError(f"storage must be a directory or a Storage, {_not_one(storage)}")
+
+
+def _named(name: str | os.PathLike[str]) -> Storage:
+    text = os.fspath(name)
+    scheme, colon, rest = str(text).partition(":")
+    scheme = scheme.strip().lower()
+    if scheme == "sqlite" and colon:
+        return _sqlite(text, rest)
+    if scheme in SCHEMES and rest.startswith("//"):
         from .redis import RedisStorage
 
-        return RedisStorage(storage)
-    if isinstance(storage, str) and "://" in storage:
-        raise ValueError(f"no storage claims {storage!r}; a directory is a plain path")
-    if isinstance(storage, str | os.PathLike):
-        return FileStorage(storage)
-    if isinstance(storage, Storage):
-        return storage
-    raise TypeError(f"storage must be a directory or a Storage, not {storage!r}")
+        return RedisStorage(text)
+    if complaint := _complaint(str(text), scheme if colon else "", rest):
+        raise ValueError(complaint)
+    return FileStorage(name)
 
 
-def _sqlite(storage: str) -> Storage:
+def _sqlite(text: str, path: str) -> Storage:
     from .sqlite import SqliteStorage
 
-    path = storage.removeprefix("sqlite:")
     if path.startswith("//"):  # elsewhere it is relative with three slashes and absolute with four
-        raise ValueError(f"a database is sqlite:PATH, without slashes before it, not {storage!r}")
+        raise ValueError(f"a database is sqlite:PATH, without slashes before it, not {text!r}")
     return SqliteStorage(path)
+
+
+SCHEMES = ("redis", "rediss", "valkey", "valkeys")
+"""What a server's URL begins with."""
+
+_OTHERS = {"file", "http", "https", "memory", "mongodb", "mysql", "postgres", "postgresql", "unix"}
+_DATABASES = (".db", ".db3", ".sqlite", ".sqlite3", ".sqlitedb")
+
+
+def _complaint(text: str, scheme: str, rest: str) -> str | None:
+    """Return what is wrong with the name of a directory that is probably none.
+
+    What follows a scheme is never shown: it may hold a password.
+    """
+    if text.lower().endswith(_DATABASES) and not scheme:
+        return (
+            f"{text!r} looks like a database, which is sqlite:{text}; for a directory of that name"
+            f" write {text + os.sep!r}"
+        )
+    if text == ":memory:":
+        return "what need not be kept is MemoryStorage(); a directory is a plain path"
+    if re.fullmatch(r"(localhost|[\d.]+):\d+(/\d*)?", text):
+        return f"a server is redis://{text}; a directory is a plain path"
+    if re.match("(redis|valkey)s?//", text.lower()):
+        return "a server is redis://HOST:PORT/DATABASE, with a colon; a directory is a plain path"
+    if not re.fullmatch("[a-z][a-z0-9+.-]+", scheme):  # a drive has one letter
+        return None
+    from difflib import get_close_matches
+
+    known = get_close_matches(scheme, ["sqlite", *SCHEMES], 1, 0.7)
+    if "sentinel" in scheme or "cluster" in scheme:
+        return (
+            f"no storage claims {scheme}:…; hand in RedisStorage(client) with a client of"
+            " Sentinel's or a cluster's"
+        )
+    if known and known[0] in SCHEMES:
+        return f"a server is {known[0]}://HOST:PORT/DATABASE, not {scheme}:…"
+    if known:
+        return f"no storage claims {scheme}:…; did you mean {known[0]}:PATH?"
+    if scheme in _OTHERS or rest.startswith("//"):
+        return (
+            f"no storage claims {scheme}:…; there are sqlite:PATH and redis://HOST/DATABASE, and a"
+            " directory is a plain path"
+        )
+    return None
+
+
+def _not_one(storage: object) -> str:
+    """Return what an object is that is no storage; its `repr` may hold a password."""
+    kind = storage if isinstance(storage, type) else type(storage)
+    name = f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}".removeprefix("builtins.")
+    if isinstance(storage, type):
+        return f"not the class {name}: make one, as in {kind.__qualname__}(...)"
+    if hasattr(storage, "execute_command"):
+        return f"not a {name}: RedisStorage(client) takes an asyncio client"
+    return f"not a {name}"

@@ -2,122 +2,297 @@
 
 Rules:
 
-* What the server gets round to after its client gave up must not undo what came later. A proxy or a
-  lost packet holds a write back; the server may have been stopped. So each write carries a number
-  and a deadline, and is refused once a later one has been executed or its time is over, by the
-  server's own clock. A plain pipeline of `SET` is neither as safe nor as fast.
-* Every batch is one call of one script, which also compares each account's lease. A cluster gets
-  one call per account, each with a time-out of its own: a lost shard fails its accounts alone.
-* Every call has a time-out, whatever the client's own are, and is tried once: trying again is the
-  store's.
-* Commits take effect in the order of their calls, also when their callers are cancelled: each is
-  a task that waits for the one before.
+* A write that its client has given up on must not undo a later one, whenever the server executes
+  it: a proxy or a lost packet may hold it back, or the server may have been stopped. So each write
+  carries a number and a deadline, and the server refuses it once it has executed a later one, or
+  when its time is over by the server's own clock. A plain pipeline of `SET` is neither as safe nor
+  as fast.
+* Every batch is one call of one script, which also compares each account's lease. Where the keys
+  have slots (a cluster, or one behind a single address), every account is a call of its own, a few
+  at a time per node, so that a lost node fails only its own accounts.
+* Every call has a time-out, whatever the client's own are, and is tried once: retrying is the
+  store's job. Calls for single accounts that come together are sent together, and what waits
+  behind a call that failed fails with it.
+* Commits take effect in the order of their calls, even when their callers are cancelled: each is a
+  task that waits for the one before.
+* What belongs to one process and one event loop (connections, numbers, leases) is kept per loop,
+  and a forked process starts without any of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
-import importlib.util
 import math
 import os
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ..errors import LeaseLostError
 from .base import READ_LIMIT, is_of
+from .redis_client import (
+    ServerUrl,
+    check_client,
+    client_of,
+    cluster_client_of,
+    connections_of,
+    forget_connections,
+    is_cluster,
+    secrets_of,
+    server_url,
+    without,
+)
 
 __all__ = ["RedisStorage"]
 
 _T = TypeVar("_T")
 
-_PAGE = 256  # records per call of a scan
+_PAGE = 256  # accounts per call
 _KEYS_AT_ONCE = 500  # looked at per call of SCAN
+_AT_ONCE = 16  # calls under way per node, where every account is a call of its own
+_LINE_MOVES = 0.005  # seconds until a client without a free connection is asked again
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~"  # as in RFC 3986
 _LEASE = b":lease"  # behind the record's key
 _CLOCK_IS_KNOWN = 60.0  # seconds until the server is asked for its time again
+_SENTINEL_IS_RIGHT = 1.0  # seconds until Sentinel is asked for the master again
+_SENTINEL_IS_AWAY = 10.0  # the same, after it gave no answer
+_TOO_MANY = "Too many connections"  # redis-py's words; it raises where others wait
 
 
 class _Script:
-    """A script and the name under which the server keeps it."""
+    """A script and the name under which the server keeps it.
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    Args:
+        reads: it writes nothing. A server that knows flags (Redis 7, Valkey) then runs it while
+            writes are paused, as during a failover.
+    """
+
+    def __init__(self, text: str, *, reads: bool = False) -> None:
+        self.plain = None if not reads else _Script(text)
+        self.text = f"#!lua flags=no-writes\n{text}" if reads else text
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
+# The keys are there to learn whether they may be of different slots.
 _TIME = _Script("return redis.call('TIME')")
 
 # KEYS: the number of the latest write, then record and lease of each account. ARGV: number, its
-# life in ms, deadline in ms since the epoch, the records' life in ms or '', then for each account
-# the token of its lease or '', 1 or 0 to delete, the record.
+# life in ms, deadline in ms since the epoch, the records' life in ms or '', for each account one
+# letter (s sets, d deletes; as a capital, its lease is ours), the records' lengths, the records,
+# then the tokens of our leases. Answers 2 if it came too late, 0 if all is written, else for each
+# account 0, 1, 3 or an error.
 _WRITE = _Script("""
 local t = redis.call('TIME')
 if t[1] * 1000 + t[2] / 1000 > tonumber(ARGV[3]) then return 2 end
 if tonumber(redis.call('GET', KEYS[1]) or 0) > tonumber(ARGV[1]) then return 2 end
 redis.pcall('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local answers = {}
+local lengths, answers, at, tokens, refused = string.gmatch(ARGV[6], '%d+'), {}, 1, 8, 0
 for i = 1, (#KEYS - 1) / 2 do
-  local key, at, r = KEYS[2 * i], 3 * i + 2, nil
-  local held = redis.call('GET', KEYS[2 * i + 1])
-  if (held or '') ~= ARGV[at] then answers[i] = held and 1 or 3
-  else
-    if ARGV[at + 1] == '0' then r = redis.pcall('DEL', key)
-    elseif ARGV[4] == '' then r = redis.pcall('SET', key, ARGV[at + 2])
-    else r = redis.pcall('SET', key, ARGV[at + 2], 'PX', ARGV[4]) end
-    answers[i] = type(r) == 'table' and r.err or 0
+  local length, token, code = tonumber(lengths()), '', 0
+  local kind = string.byte(ARGV[5], i)
+  if kind < 97 then token, tokens, kind = ARGV[tokens], tokens + 1, kind + 32 end
+  local held = redis.pcall('GET', KEYS[2 * i + 1])
+  local r = held
+  if type(held) ~= 'table' then
+    if (held or '') ~= token and held ~= '?' .. token then code = held and 1 or 3
+    elseif kind == 100 then r = redis.pcall('DEL', KEYS[2 * i])
+    else
+      local record = string.sub(ARGV[7], at, at + length - 1)
+      if ARGV[4] == '' then r = redis.pcall('SET', KEYS[2 * i], record)
+      else r = redis.pcall('SET', KEYS[2 * i], record, 'PX', ARGV[4]) end
+    end
   end
+  if type(r) == 'table' and r.err then code = r.err end
+  if code ~= 0 then refused = 1 end
+  answers[i], at = code, at + length
+end
+return refused == 1 and answers or 0
+""")
+# Answers the lengths of what was found (-1 where nothing is, !N for an error's text) and all of it
+# joined: one long string costs a client less than many short ones.
+_READ = _Script(
+    """
+local lengths, found = {}, {}
+for i = 1, #KEYS do
+  local r = redis.pcall('GETRANGE', KEYS[i], 0, ARGV[1])
+  if type(r) == 'table' then
+    lengths[i], found[i] = '!' .. #r.err, r.err
+  elseif r == '' and redis.call('EXISTS', KEYS[i]) == 0 then
+    lengths[i], found[i] = -1, ''
+  else
+    lengths[i], found[i] = #r, r
+  end
+end
+return {table.concat(lengths, ','), table.concat(found)}
+""",
+    reads=True,
+)
+# ARGV: the most that is read of a record, then what each was judged by.
+_DISCARD = _Script("""
+local answers = {}
+for i = 1, #KEYS do
+  local r = redis.pcall('GETRANGE', KEYS[i], 0, ARGV[1])
+  if type(r) == 'table' then answers[i] = r.err
+  elseif r ~= ARGV[i + 1] or redis.call('EXISTS', KEYS[i]) == 0 then answers[i] = 0
+  else answers[i] = redis.call('DEL', KEYS[i]) end
 end
 return answers
 """)
-# A string, 0 where nothing is, or why it cannot be read.
-_READ = _Script("""
-local found = {}
+# A lease is its holder's token; '?' before it while somebody whom the server has forgotten may
+# still believe to be the holder; '' when it was given up. ARGV: for how long that is kept in ms or
+# '', then for each lease a letter, token and ttl in ms. The letters: r gives it up; the others take
+# it, and say of one that is missing: w it is another's still, c it may be, o it may be unless the
+# question mark stands there that we set, t it is nobody's. Answers -1 taken, -2 taken with the
+# question mark, else for how many ms it is another's, or an error.
+_TAKE = _Script("""
+local answers = {}
 for i = 1, #KEYS do
-  local r = redis.pcall('GETRANGE', KEYS[i], 0, ARGV[1])
-  if type(r) == 'table' then found[i] = {r.err}
-  elseif r == '' and redis.call('EXISTS', KEYS[i]) == 0 then found[i] = 0
-  else found[i] = r end
+  local kind, token, ttl, r = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1], nil
+  local held = redis.pcall('GET', KEYS[i])
+  local ours = held == token or held == '?' .. token
+  if type(held) == 'table' then r = held
+  elseif kind == 'r' then
+    if not ours then r = 0
+    elseif ARGV[1] == '' then r = redis.pcall('SET', KEYS[i], '')
+    else r = redis.pcall('SET', KEYS[i], '', 'PX', ARGV[1]) end
+  elseif held and held ~= '' and not ours then r = redis.call('PTTL', KEYS[i])
+  elseif not held and kind == 'w' then r = 0
+  elseif kind == 'o' and not held or kind == 'c' and held ~= '' and held ~= token then
+    r = redis.pcall('SET', KEYS[i], '?' .. token, 'PX', ttl)
+    if r.ok then r = -2 end
+  else
+    r = redis.pcall('SET', KEYS[i], token, 'PX', ttl)
+    if r.ok then r = -1 end
+  end
+  if type(r) == 'table' then r = r.err or 0 end
+  answers[i] = r
 end
-return found
-""")
-_DISCARD = _Script("""
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if redis.call('GETRANGE', KEYS[1], 0, ARGV[2]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
-""")
-# ARGV: token, ttl in ms, whether one that is missing may be somebody's still. An empty lease is one
-# that was given up. Answers -1, or for how many ms it is another's.
-_ACQUIRE = _Script("""
-local held = redis.call('GET', KEYS[1])
-if held and held ~= '' and held ~= ARGV[1] then return redis.call('PTTL', KEYS[1]) end
-if not held and ARGV[3] == '1' then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return -1
+return answers
 """)
 # ARGV: ttl in ms, then for each lease its token and the moment in ms since the epoch until which
-# nobody else can have had it. Until then one that is missing was forgotten, and is set again.
+# nobody else can have had it. One that is missing, or that somebody took with a question mark, is
+# set again until then. Answers 0, 1 if it is another's, 4 if it is too late, or an error.
 _RENEW = _Script("""
 local t, answers = redis.call('TIME'), {}
 local now = t[1] * 1000 + t[2] / 1000
 for i = 1, #KEYS do
-  local held = redis.call('GET', KEYS[i])
-  if held and held ~= ARGV[2 * i] or now > tonumber(ARGV[2 * i + 1]) then answers[i] = 1
-  else
-    redis.call('SET', KEYS[i], ARGV[2 * i], 'PX', ARGV[1])
-    answers[i] = 0
-  end
+  local token, r = ARGV[2 * i], nil
+  local held = redis.pcall('GET', KEYS[i])
+  if type(held) == 'table' then r = held
+  elseif held == token or held == '?' .. token then
+    r = redis.pcall('SET', KEYS[i], held, 'PX', ARGV[1])
+  elseif held and string.sub(held, 1, 1) ~= '?' then r = 1
+  elseif now > tonumber(ARGV[2 * i + 1]) then r = 4
+  else r = redis.pcall('SET', KEYS[i], token, 'PX', ARGV[1]) end
+  if type(r) == 'table' then r = r.err or 0 end
+  answers[i] = r
 end
 return answers
 """)
-_RELEASE = _Script("""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], '', 'PX', math.max(redis.call('PTTL', KEYS[1]), 1))
-return 1
-""")
+
+
+class _Elsewhere(Exception):
+    """The server has slots, and the keys are of several, or of another server's."""
+
+
+_Batch = list[tuple[Any, asyncio.Future[Any]]]  # what is asked for, and who waits for the answer
+
+
+class _Line:
+    """Sends what is asked for at about the same time in one call, as when a fleet starts.
+
+    Args:
+        call: gets what was asked for, and returns an outcome for each: an answer or an error.
+    """
+
+    def __init__(self, call: Callable[[list[Any]], Awaitable[Sequence[Any]]]) -> None:
+        self._call = call
+        self._open: _Batch | None = None  # what the next call asks for
+        self._latest: asyncio.Task[Sequence[Any]] | None = None
+
+    async def ask(self, item: Any) -> Any:
+        """Return the item's answer, or raise its error."""
+        batch = self._open
+        if batch is None or len(batch) >= _PAGE:
+            batch = self._open = []
+            self._latest = asyncio.ensure_future(self._run(self._latest, batch))
+            self._latest.add_done_callback(functools.partial(self._answer, batch))
+        answer = asyncio.get_running_loop().create_future()
+        batch.append((item, answer))
+        return await answer
+
+    async def _run(
+        self, before: asyncio.Task[Sequence[Any]] | None, batch: _Batch
+    ) -> Sequence[Any]:
+        await asyncio.sleep(0)  # who else asks in this turn of the loop?
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+            if not before.cancelled() and (error := before.exception()):
+                raise error  # a server that hangs costs one time-out, however many wait
+        self._close(batch)
+        return await self._call([item for item, _ in batch])
+
+    def _close(self, batch: _Batch) -> None:
+        if self._open is batch:
+            self._open = None
+
+    def _answer(self, batch: _Batch, task: asyncio.Task[Sequence[Any]]) -> None:
+        """Answer everybody, even if the call was cancelled before it began."""
+        self._close(batch)
+        outcomes: Sequence[Any]
+        if task.cancelled():  # by somebody who cancels all there is
+            outcomes = [ConnectionError("the call was cancelled")] * len(batch)
+        elif error := task.exception():
+            outcomes = [error] * len(batch)
+        else:
+            outcomes = task.result()
+        for (_, answer), outcome in zip(batch, outcomes, strict=True):
+            if answer.done():
+                continue  # who asked does not wait any more
+            if isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+
+class _Here:
+    """What a storage keeps for one event loop of one process."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.name = secrets.token_hex(8).encode()
+        self.number = 0  # of the latest write
+        self.latest: asyncio.Future[Mapping[str, Exception]] | None = None
+        self.lines: dict[tuple[str, str], _Line] = {}
+        self.clocks: dict[str, tuple[float, float]] = {}  # theirs less ours, and when it was asked
+        self.tokens: dict[str, str] = {}  # of the leases acquired here
+        self.until: dict[str, float] = {}  # monotonic; nobody else can have the lease before
+        self.doubts: dict[str, float] = {}  # monotonic; until then somebody may believe to have it
+        self.apart = False  # every account in a call of its own
+        self.plain: set[str] = set()  # scripts that this server takes only without their flags
+        self.sent: set[str] = set()  # scripts whose text this server has seen
+        self.places: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_AT_ONCE)
+        )
+        self.ask_sentinel = 0.0  # monotonic; when to do so again
+
+    @property
+    def in_cluster(self) -> bool:
+        return is_cluster(self.client)
+
+    def node(self, key: bytes) -> str:
+        """Return the name of the server that has the key."""
+        if self.in_cluster:
+            with contextlib.suppress(Exception):  # a slot that no server has at present
+                return str(self.client.get_node_from_key(key).name)
+            return "nobody"
+        return str(getattr(getattr(self.client, "connection_pool", None), "master_address", ""))
 
 
 class RedisStorage:
@@ -126,13 +301,15 @@ class RedisStorage:
     Needs `pip install "qqbot_session[redis]"`, unless the client handed in is of another package.
 
     Args:
-        client: the URL of a server, `redis://` or `rediss://`, whose client is then made and
-            closed here; or an asyncio client of redis-py or valkey-py, also one of Sentinel's or a
-            cluster's.
+        client: the URL of a server, `redis://`, `rediss://` (TLS), `valkey://` or `valkeys://`,
+            whose client is then made and closed here; or an asyncio client of redis-py or
+            valkey-py, including one of Sentinel's or a cluster's. With a URL every process and
+            every event loop gets a client of its own, and a server that turns out to be one of a
+            cluster gets a cluster's client.
         prefix: of every key. Two bots with accounts of the same name need two.
-        expiry: seconds after its last write when the server drops a record, `None` is never. More
-            than the store's `max_age`.
-        timeout: seconds that any call may take; later it has failed, and will have no effect.
+        expiry: seconds after its last write when the server drops a record, `None` is never. Must
+            be more than the store's `max_age`.
+        timeout: seconds that any call may take; after that it has failed, and will have no effect.
 
     The server must be set not to lose keys: `maxmemory-policy noeviction`, `appendonly yes`.
 
@@ -154,26 +331,24 @@ class RedisStorage:
         if expiry is not None:
             _check_seconds("expiry", expiry)
         _check_seconds("timeout", timeout)
-        self._url = client if isinstance(client, str) else None
         self._timeout = timeout
-        self._client = client if self._url is None else _client_of(self._url, timeout)
-        if not hasattr(self._client, "execute_command") or not hasattr(self._client, "aclose"):
-            raise TypeError(f"client must be a URL or a client of redis.asyncio, not {client!r}")
-        self._process = os.getpid()
         self.prefix = prefix
+        self._url: ServerUrl | None = None
+        if isinstance(client, str):
+            client = ServerUrl(client)  # for the traceback's sake
+            self._url = server_url(client)
+        else:
+            check_client(client)
+        self._given = client if self._url is None else None
+        self._fresh = client_of(self._url, timeout) if self._url is not None else None
+        self._served: Any = None  # the loop that uses the client that was given
+        self._process = os.getpid()
+        self._loops: dict[asyncio.AbstractEventLoop, _Here] = {}
         self._prefix = f"{prefix}:".encode()
         self._life = "" if expiry is None else max(1, round(expiry * 1000))
-        self._name = secrets.token_hex(8).encode()
-        self._number = 0  # of the latest write
-        self._latest: asyncio.Future[Mapping[str, Exception]] | None = None
-        self._wanted: dict[bytes, None] | None = None  # to be read by the next call
-        self._reading: asyncio.Future[dict[bytes, Any]] | None = None
-        self._clocks: dict[str, tuple[float, float]] = {}  # theirs less ours, and when it was asked
-        self._tokens: dict[str, str] = {}  # of the leases acquired here
-        self._until: dict[str, float] = {}  # monotonic; nobody else can have the lease before
 
     def __repr__(self) -> str:
-        where = "" if self._url is None else f" url={_without_secrets(self._url)!r}"
+        where = "" if self._url is None else f" url={self._url.shown!r}"
         return f"<RedisStorage{where} prefix={self.prefix!r}>"
 
     async def read(self, account_id: str) -> bytes | None:
@@ -183,93 +358,128 @@ class RedisStorage:
             OSError: it cannot be read; `TimeoutError` and `ConnectionError` are such.
         """
         key = self._key(account_id)
-        if self._wanted is None or len(self._wanted) >= _PAGE:
-            self._wanted = {}
-            self._reading = asyncio.ensure_future(self._read_after(self._reading, self._wanted))
-        self._wanted[key] = None
-        reading = self._reading
-        assert reading is not None
-        found = (await _outcome_of(reading))[key]
-        if isinstance(found, list):
-            raise OSError(f"the record of {account_id!r} cannot be read: {_text(found[0])}")
-        return None if found == 0 else found
+        line = await self._line("read", key, lambda here: lambda keys: self._read(here, keys))
+        try:
+            found: bytes | None = await line.ask(key)
+        except _ServerError as error:
+            raise OSError(f"the record of {account_id!r} cannot be read: {error}") from None
+        return found
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         """Write and delete records.
 
         Returns:
-            A `LeaseLostError` for each account that another process holds the lease of; on a
-            cluster also the error of each account whose shard failed.
+            A `LeaseLostError` for each account that another process holds the lease of, and the
+            error of each account that failed where others did not, as when a cluster lost a node.
 
         Raises:
             OSError: nothing may be taken as written.
         """
-        self._latest = asyncio.ensure_future(self._commit_after(self._latest, dict(changes)))
-        return await _outcome_of(self._latest)
+        here = self._here()
+        here.latest = asyncio.ensure_future(self._commit_after(here, here.latest, dict(changes)))
+        return await _outcome_of(here.latest)
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
-        """Yield every account id with its record; what is no string is none of ours."""
+        """Yield every account id with its record; a key that holds no string is not ours."""
+        here = self._here()
         seen: set[bytes] = set()  # SCAN may give a key twice
-        async for keys in self._keys():
+        async for keys in self._keys(here):
             new = [key for key in dict.fromkeys(keys) if key not in seen]
             seen.update(new)
             for start in range(0, len(new), _PAGE):
                 some = new[start : start + _PAGE]
-                for key, data in zip(some, await self._read(some), strict=True):
+                for key, data in zip(some, await self._read(here, some), strict=True):
+                    if isinstance(data, _OUT_OF_REACH):
+                        raise data
                     account_id = self._account_of(key)
                     if isinstance(data, bytes) and is_of(account_id, data):
                         yield account_id, data
 
     async def discard(self, key: str, expected: bytes) -> bool:
         """Delete a record if it is still `expected`."""
-        async with self._in_time():
-            arguments = (expected, READ_LIMIT - 1)
-            return bool(await self._call(_DISCARD, [self._key(key)], arguments))
+        at = self._key(key)
+        line = await self._line("discard", at, lambda here: lambda all_: self._discard(here, all_))
+        return bool(await line.ask((at, expected)))
 
     async def sweep(self, older_than: float) -> int:
         """Do nothing: the server drops what has expired."""
         return 0
 
     async def acquire(self, account_id: str, token: str, ttl: float) -> bool:
-        """Take the account's lease, unless somebody else holds it."""
+        """Take the account's lease, unless somebody else holds it.
+
+        What the server knows nothing of may be the lease of somebody whom it has forgotten. Then
+        it is taken all the same, but `doubt` says how long to wait before relying on it; until
+        then a holder's renewal takes it back.
+        """
+        here = self._here()
         asked = time.monotonic()
-        seen = "1" if self._until.get(account_id, asked) > asked else "0"
-        async with self._in_time():
-            arguments = (token, round(ttl * 1000), seen)
-            left = await self._call(_ACQUIRE, [self._lease(account_id)], arguments)
-        if left < 0:
-            self._tokens[account_id] = token
-            self._until[account_id] = asked + ttl
-        elif left > 0:
-            self._until[account_id] = time.monotonic() + left / 1000
-        return bool(left < 0)
+        until, doubt = here.until.get(account_id, 0.0), here.doubts.get(account_id)
+        kind = "w" if until > asked else "t" if until + ttl > asked else "c"
+        if kind == "c" and doubt is not None and doubt <= asked:
+            kind = "o"
+        left = await self._take(account_id, kind, token, ttl)
+        if left >= 0:
+            here.doubts.pop(account_id, None)
+            if left > 0:
+                here.until[account_id] = time.monotonic() + left / 1000
+            return False
+        if left == -1:
+            here.doubts.pop(account_id, None)
+        elif kind == "o" or doubt is None:
+            here.doubts[account_id] = asked + ttl
+        here.tokens[account_id] = token
+        here.until[account_id] = asked + ttl
+        return True
+
+    def doubt(self, account_id: str) -> float:
+        """Return for how many seconds somebody else may believe to hold a lease acquired here.
+
+        Acquire it again after that (with the same token): it then is ours beyond doubt, or it has
+        turned out to be theirs.
+        """
+        return max(0.0, self._here().doubts.get(account_id, 0.0) - time.monotonic())
 
     async def renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
         """Let leases end `ttl` seconds from now; return why each that did not is lost."""
+        here = self._here()
         asked = time.monotonic()
-        failures = await self._each_group(held, lambda ids: self._renew(ids, held, ttl, asked))
+        outcomes = await self._each(
+            here,
+            list(held),
+            lambda account_id: self._lease(account_id),
+            lambda ids: self._renew(here, ids, held, ttl, asked),
+        )
+        failures = _failures(held, outcomes)
         for account_id in held.keys() - failures.keys():
-            self._until[account_id] = asked + ttl
+            here.until[account_id] = asked + ttl
         return failures
 
     async def release(self, account_id: str, token: str) -> None:
         """Give the lease up."""
-        if self._tokens.get(account_id) == token:
-            del self._tokens[account_id], self._until[account_id]
-        async with self._in_time():
-            await self._call(_RELEASE, [self._lease(account_id)], (token,))
+        here = self._here()
+        if here.tokens.get(account_id) == token:
+            del here.tokens[account_id], here.until[account_id]
+            here.doubts.pop(account_id, None)
+        await self._take(account_id, "r", token, 0.0)
 
     async def aclose(self) -> None:
         """Let the commits under way end; close the client if it was made here."""
-        if self._latest is not None:
-            await asyncio.wait([self._latest])
-        if self._url is not None and self._process == os.getpid():
-            await self._client.aclose()
+        if self._process != os.getpid():
+            return
+        here = self._loops.pop(asyncio.get_running_loop(), None)
+        if here is not None and here.latest is not None:
+            await asyncio.wait([here.latest])
+        if here is not None and self._url is not None:
+            await here.client.aclose()
 
     # Keys: an id is quoted, so that whatever it holds it is one hash tag, and nothing to MATCH.
 
     def _key(self, account_id: str) -> bytes:
-        return b"%s{%s}" % (self._prefix, quote(account_id, safe="").encode())
+        data = account_id.encode()
+        if data.translate(None, _PLAIN):
+            data = quote(data, safe="").encode()
+        return b"%s{%s}" % (self._prefix, data)
 
     def _account_of(self, key: bytes) -> str:
         return unquote(key[len(self._prefix) + 1 : -1].decode("utf-8", "replace"))
@@ -277,116 +487,214 @@ class RedisStorage:
     def _lease(self, account_id: str) -> bytes:
         return self._key(account_id) + _LEASE
 
-    # Calls
+    # Processes, loops and their clients
 
     @property
     def client(self) -> Any:
-        """The client, for what a storage does not do; closed here if it was made here."""
-        return self._redis()
+        """The client of this loop, for what a storage does not do; do not close it."""
+        try:
+            return self._here().client
+        except RuntimeError:  # no loop runs
+            if self._url is None:
+                return self._given
+            if self._fresh is None:
+                self._fresh = client_of(self._url, self._timeout)
+            return self._fresh
+
+    def _here(self) -> _Here:
+        loop = asyncio.get_running_loop()
+        if self._process != os.getpid():
+            self._leave_to_parent()
+        here = self._loops.get(loop)
+        if here is None:
+            here = _Here(self._client_for(loop))
+            for each in [each for each in self._loops if each.is_closed()]:
+                del self._loops[each]
+            self._loops[loop] = here
+        return here
+
+    def _leave_to_parent(self) -> None:
+        """Begin afresh in a forked process, and close nothing: a selector is shared with it."""
+        _inherited.append((self._loops, self._fresh, connections_of(self._given)))
+        self._process = os.getpid()
+        self._loops, self._fresh = {}, None
+        self._served = _PARENTS
+
+    def _client_for(self, loop: asyncio.AbstractEventLoop) -> Any:
+        if self._url is not None:
+            fresh, self._fresh = self._fresh, None
+            return fresh if fresh is not None else client_of(self._url, self._timeout)
+        served, self._served = self._served, loop
+        if served is None or served is loop:
+            return self._given
+        in_use = served is not _PARENTS and served.is_running()
+        if in_use or not forget_connections(self._given):
+            self._served = served
+            raise ConnectionError(
+                "this client belongs to another event loop or process; RedisStorage(URL) makes"
+                " one for each"
+            )
+        return self._given
+
+    async def _ready(self, here: _Here) -> None:
+        """Let a cluster's client learn its nodes, and Sentinel's which server is the master."""
+        if here.in_cluster:
+            async with self._in_time(here):
+                await here.client.initialize()
+            return
+        ask = getattr(getattr(here.client, "connection_pool", None), "get_master_address", None)
+        now = time.monotonic()
+        if ask is None or now < here.ask_sentinel:
+            return
+        here.ask_sentinel = now + _SENTINEL_IS_AWAY
+        with contextlib.suppress(Exception):  # then the next call fails, or all is well
+            async with asyncio.timeout(self._timeout / 4):
+                await ask()
+            here.ask_sentinel = now + _SENTINEL_IS_RIGHT
+
+    async def _join_cluster(self, here: _Here) -> None:
+        """Take a cluster's client, if the client is ours and another server has the keys."""
+        if self._url is None:
+            raise ConnectionError(
+                "the server is one of a cluster: hand in a client of redis.asyncio.RedisCluster"
+            )
+        if not here.in_cluster:
+            before, here.client = here.client, cluster_client_of(self._url, self._timeout)
+            here.clocks.clear()
+            here.lines.clear()
+            await before.aclose()
+
+    # Calls
 
     @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        """Bound a call, and let its error be one that says something in a log."""
+    async def _in_time(self, here: _Here) -> AsyncIterator[None]:
+        """Bound a call, and let its error be one that says something in a log, and no secret."""
         try:
             async with asyncio.timeout(self._timeout):
                 yield
+        except _Elsewhere:
+            raise
         except TimeoutError:
-            self._clocks.clear()
+            here.clocks.clear()
             raise TimeoutError(f"no answer from the server in {self._timeout:g} s") from None
-        except Exception as error:
-            self._clocks.clear()  # another server may answer next
-            if isinstance(error, OSError):
-                raise
-            await self._drop_connections(error)
-            raise ConnectionError(str(error) or type(error).__name__) from error
+        except Exception as error:  # noqa: BLE001 - of whichever client
+            here.clocks.clear()  # another server may answer next
+            await self._drop_connections(here, error)
+            secret = self._url.secrets if self._url is not None else secrets_of(here.client)
+            text = without(str(error) or type(error).__name__, secret)
+            raise ConnectionError(text) from None
 
-    async def _drop_connections(self, error: Exception) -> None:
+    async def _drop_connections(self, here: _Here, error: Exception) -> None:
         """Let the next call find the new master, if this was the old one, by its name."""
-        if type(error).__name__ == "ReadOnlyError" or str(error).startswith("READONLY"):
+        if type(error).__name__ == "ReadOnlyError" or "READONLY" in str(error):
+            here.ask_sentinel = 0.0
             with contextlib.suppress(Exception):
-                await self._client.connection_pool.disconnect(inuse_connections=False)
+                await here.client.connection_pool.disconnect(inuse_connections=False)
 
-    def _redis(self) -> Any:
-        if self._url is not None and self._process != os.getpid():  # forked: sockets are not ours
-            self._process = os.getpid()
-            self._client = _client_of(self._url, self._timeout)
-        return self._client
+    async def _line(
+        self, name: str, key: bytes, call: Callable[[_Here], Callable[[list[Any]], Any]]
+    ) -> _Line:
+        """Return the line of a kind of call to the server that has the key."""
+        here = self._here()
+        if here.in_cluster:
+            await self._ready(here)
+        which = (name, here.node(key) if here.in_cluster else "")
+        line = here.lines.get(which)
+        if line is None:
+            line = here.lines[which] = _Line(call(here))
+        return line
 
-    async def _call(self, script: _Script, keys: Sequence[bytes], arguments: Iterable[Any]) -> Any:
+    async def _each(
+        self,
+        here: _Here,
+        items: list[_T],
+        key_of: Callable[[_T], bytes],
+        call: Callable[[list[_T]], Awaitable[Sequence[Any]]],
+    ) -> Sequence[Any]:
+        """Return the outcome of each item, an answer or an error.
+
+        Raises:
+            OSError: the call as a whole failed.
+        """
+        if not items:
+            return []
+        for _ in range(3):
+            await self._ready(here)
+            try:
+                if here.apart or here.in_cluster:
+                    return await self._each_apart(here, items, key_of, call)
+                async with self._in_time(here):
+                    return await call(items)
+            except _Elsewhere as error:
+                if str(error) == "CROSSSLOT":
+                    here.apart = True
+                else:
+                    await self._join_cluster(here)
+        raise ConnectionError("the server sends us to another one, and that one sends us back")
+
+    async def _each_apart(
+        self,
+        here: _Here,
+        items: list[_T],
+        key_of: Callable[[_T], bytes],
+        call: Callable[[list[_T]], Awaitable[Sequence[Any]]],
+    ) -> Sequence[Any]:
+        async def one(item: _T) -> Any:
+            async with self._in_time(here), here.places[here.node(key_of(item))]:
+                (outcome,) = await call([item])
+                return outcome
+
+        outcomes = await asyncio.gather(*map(one, items), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, OSError):
+                raise outcome
+        failed = [outcome for outcome in outcomes if isinstance(outcome, _OUT_OF_REACH)]
+        if len(failed) == len(items) and len({here.node(key_of(item)) for item in items}) == 1:
+            raise failed[0]
+        return outcomes
+
+    async def _call(
+        self, here: _Here, script: _Script, keys: Sequence[bytes], arguments: Iterable[Any]
+    ) -> Any:
         """Run a script; what is bytes stays so, also with a client that decodes."""
         rest = (len(keys), *keys, *arguments)
-        client = self._redis()
+        if script.plain is not None and script.sha in here.plain:
+            script = script.plain
         try:
-            return await client.execute_command("EVALSHA", script.sha, *rest, NEVER_DECODE=[])
+            try:  # a name alone does not say that it only reads
+                if script.plain is None or script.sha in here.sent:
+                    return await _execute(here, "EVALSHA", script.sha, *rest)
+            except Exception as error:
+                if type(error).__name__ != "NoScriptError":
+                    raise
+            try:
+                answer = await _execute(here, "EVAL", script.text, *rest)
+                here.sent.add(script.sha)
+                return answer
+            except Exception as error:
+                if script.plain is None or type(error).__name__ != "ResponseError":
+                    raise
+            answer = await _execute(here, "EVAL", script.plain.text, *rest)
+            here.plain.add(script.sha)
+            return answer
         except Exception as error:
-            if type(error).__name__ != "NoScriptError":
-                raise
-        return await client.execute_command("EVAL", script.text, *rest, NEVER_DECODE=[])
+            if not here.in_cluster:
+                _look_elsewhere(here, error)
+            raise
 
-    def _groups(self, account_ids: Iterable[str]) -> list[list[str]]:
-        """Return what one call may be about: on a cluster, keys of one slot."""
-        account_ids = list(account_ids)
-        if self._is_cluster:
-            return [[account_id] for account_id in account_ids]
-        return [account_ids] if account_ids else []
-
-    @property
-    def _is_cluster(self) -> bool:
-        return hasattr(self._client, "get_node_from_key")
-
-    async def _each_group(
-        self,
-        account_ids: Iterable[str],
-        call: Callable[[list[str]], Awaitable[Mapping[str, Exception]]],
-    ) -> Mapping[str, Exception]:
-        """Return the failures of all calls; if there is only one, what it raises is raised."""
-        groups = self._groups(account_ids)
-        if len(groups) == 1:
-            return await call(groups[0])
-        answers = await asyncio.gather(*map(call, groups), return_exceptions=True)
-        failures: dict[str, Exception] = {}
-        for group, answer in zip(groups, answers, strict=True):
-            if isinstance(answer, Exception):
-                failures |= dict.fromkeys(group, answer)
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                failures |= answer
-        return failures
-
-    async def _read(self, keys: Sequence[bytes]) -> list[Any]:
-        async def read(some: Sequence[bytes]) -> list[Any]:
-            async with self._in_time():
-                answer = await self._call(_READ, some, (READ_LIMIT - 1,))
-            return [_bytes(data) if isinstance(data, str) else data for data in answer]
-
-        if not self._is_cluster:
-            return await read(keys)
-        return [data for (data,) in await asyncio.gather(*[read([key]) for key in keys])]
-
-    async def _read_after(
-        self, before: asyncio.Future[dict[bytes, Any]] | None, wanted: dict[bytes, None]
-    ) -> dict[bytes, Any]:
-        """Read in one call what is asked for at about the same time, as when a fleet starts."""
-        await asyncio.sleep(0)  # who else is to be read in this turn of the loop?
-        if before is not None and not before.done():
-            await asyncio.wait([before])
-            if not before.cancelled() and (error := before.exception()):
-                raise error  # a server that hangs costs one time-out, however many wait
-        if self._wanted is wanted:
-            self._wanted = None
-        return dict(zip(wanted, await self._read(list(wanted)), strict=True))
-
-    async def _keys(self) -> AsyncIterator[list[bytes]]:
+    async def _keys(self, here: _Here) -> AsyncIterator[list[bytes]]:
+        await self._settle(here)
         pattern = _literally(self._prefix) + b"{*}"
-        nodes = self._client.get_primaries() if self._is_cluster else [None]
+        nodes = here.client.get_primaries() if here.in_cluster else [None]
         for node in nodes:
             options = {} if node is None else {"target_nodes": node}
             cursor: Any = 0
             while True:
-                async with self._in_time():
-                    cursor, keys = await self._redis().execute_command(
-                        *("SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS_AT_ONCE), **options
+                async with self._in_time(here):
+                    cursor, keys = await _execute(
+                        here,
+                        *("SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS_AT_ONCE),
+                        **options,
                     )
                 yield [_bytes(key) for key in keys]
                 if isinstance(cursor, dict):  # a cluster's client names each node's
@@ -394,89 +702,236 @@ class RedisStorage:
                 if int(cursor) == 0:
                     break
 
-    async def _offset(self, key: bytes) -> float:
+    async def _settle(self, here: _Here) -> None:
+        """Learn whether the server is one of a cluster, of which it would list its part only."""
+
+        async def ask(_: list[bytes]) -> Sequence[Any]:
+            await self._offset(here, key)
+            if here.apart and not here.in_cluster:
+                with contextlib.suppress(Exception):
+                    about = _text(await _execute(here, "CLUSTER", "INFO"))
+                    if "cluster_size:" in about and "cluster_size:1\r" not in about:
+                        raise _Elsewhere("MOVED")
+            return [None]
+
+        key = self._key("0")
+        here.clocks.clear()
+        for outcome in await self._each(here, [key], lambda key: key, ask):
+            if isinstance(outcome, OSError):
+                raise outcome
+
+    async def _offset(self, here: _Here, key: bytes) -> float:
         """Return what the clock of the server that has the key is ahead of our monotonic one.
 
         Less than that by the way back, never more: so no deadline is later than it should be.
         """
-        node = self._client.get_node_from_key(key).name if self._is_cluster else ""
-        offset, asked = self._clocks.get(node, (0.0, -math.inf))
+        node = here.node(key)
+        offset, asked = here.clocks.get(node, (0.0, -math.inf))
         if time.monotonic() - asked > _CLOCK_IS_KNOWN:
-            seconds, micros = await self._call(_TIME, [key], ())
+            keys = [key] if here.apart or here.in_cluster else [self._key("0"), self._key("1")]
+            seconds, micros = await self._call(here, _TIME, keys, ())
             asked = time.monotonic()
             offset = int(seconds) + int(micros) / 1e6 - asked
-            self._clocks[node] = (offset, asked)
+            here.clocks[node] = (offset, asked)
         return offset
+
+    async def _read(self, here: _Here, keys: list[bytes]) -> Sequence[Any]:
+        async def read(some: list[bytes]) -> Sequence[Any]:
+            lengths, data = await self._call(here, _READ, some, (READ_LIMIT - 1,))
+            return _records(lengths, _bytes(data))
+
+        return await self._each(here, keys, lambda key: key, read)
+
+    async def _discard(self, here: _Here, judged: list[tuple[bytes, bytes]]) -> Sequence[Any]:
+        async def discard(some: list[tuple[bytes, bytes]]) -> Sequence[Any]:
+            expected = [data for _, data in some]
+            keys = [key for key, _ in some]
+            answer = await self._call(here, _DISCARD, keys, (READ_LIMIT - 1, *expected))
+            return [_outcome(each) for each in answer]
+
+        return await self._each(here, judged, lambda each: each[0], discard)
 
     # Writing
 
     async def _commit_after(
-        self, before: asyncio.Future[Any] | None, changes: Mapping[str, bytes | None]
+        self, here: _Here, before: asyncio.Future[Any] | None, changes: dict[str, bytes | None]
     ) -> Mapping[str, Exception]:
         if before is not None:
             await asyncio.wait([before])
-        self._number += 1
-        return await self._each_group(
-            changes, lambda ids: self._write({id_: changes[id_] for id_ in ids})
-        )
+        here.number += 1
+        ids = list(changes)
+        try:
+            outcomes = await self._each(
+                here, ids, self._key, lambda some: self._write(here, some, changes)
+            )
+        except _OUT_OF_REACH as error:
+            if not self._is_wide(here, ids):
+                return dict.fromkeys(ids, error)
+            raise
+        lost = [each for each in outcomes if isinstance(each, _OUT_OF_REACH)]
+        if lost and len(lost) == len(ids) and self._is_wide(here, ids):
+            raise lost[0]
+        return _failures(ids, outcomes)
 
-    async def _write(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
-        """Write what one call can; all of it has failed if this raises."""
+    def _is_wide(self, here: _Here, ids: list[str]) -> bool:
+        """Return whether it is the storage as a whole that these accounts are on."""
+        if not here.in_cluster:
+            return True
+        nodes = {here.node(self._key(account_id)) for account_id in ids}
+        return len(nodes) >= len(here.client.get_primaries())
+
+    async def _write(
+        self, here: _Here, ids: list[str], changes: Mapping[str, bytes | None]
+    ) -> Sequence[Any]:
+        """Write what one call can."""
         late = time.monotonic() + self._timeout
-        keys: list[bytes] = []
-        values: list[Any] = []
-        for account_id, data in changes.items():
-            key = self._key(account_id)
-            keys += (key, key + _LEASE)
-            values += (self._tokens.get(account_id, ""), int(data is not None), data or b"")
-        owner = keys[0] if self._is_cluster else self._prefix
-        order = b"%s:order:%s" % (owner, self._name)
+        keys = [self._key(account_id) for account_id in ids]
+        records = [changes[account_id] for account_id in ids]
+        tokens = [here.tokens.get(account_id, "") for account_id in ids]
+        kinds = "".join(
+            _KINDS[data is not None, bool(token)]
+            for data, token in zip(records, tokens, strict=True)
+        )
+        written = [data or b"" for data in records]
+        rest = (
+            self._life,
+            kinds,
+            ",".join([str(len(data)) for data in written]),
+            b"".join(written),
+            *filter(None, tokens),
+        )
+        at = keys[0] if here.apart or here.in_cluster else self._prefix
+        both = [each for key in keys for each in (key, key + _LEASE)]
+        order = [b"%s:order:%s" % (at, here.name), *both]
         life = round(self._timeout * 2000)  # any write before this one is late by then
-        async with self._in_time():
-            deadline = int((await self._offset(order) + late) * 1000)
-            head = (self._number, life, deadline, self._life)
-            answer = await self._call(_WRITE, [order, *keys], (*head, *values))
-            _raise_if_none_is_written(answer)
-        return _refusals(changes, answer)
+        for _ in range(2):
+            deadline = int((await self._offset(here, keys[0]) + late) * 1000)
+            answer = await self._call(here, _WRITE, order, (here.number, life, deadline, *rest))
+            if answer != 2:
+                break
+            here.clocks.clear()  # its clock may have been set
+        if answer == 2:
+            raise ConnectionError("the server got round to it too late")
+        if answer == 0:
+            return [None] * len(ids)
+        return _verdicts(ids, answer)
+
+    # Leases
+
+    async def _take(self, account_id: str, kind: str, token: str, ttl: float) -> int:
+        key = self._lease(account_id)
+        line = await self._line("lease", key, lambda here: lambda all_: self._take_all(here, all_))
+        return int(await line.ask((key, kind, token, round(ttl * 1000))))
+
+    async def _take_all(self, here: _Here, wanted: list[tuple[Any, ...]]) -> Sequence[Any]:
+        async def take(some: list[tuple[Any, ...]]) -> Sequence[Any]:
+            values = [value for each in some for value in each[1:]]
+            answer = await self._call(
+                here, _TAKE, [each[0] for each in some], (self._life, *values)
+            )
+            return [_outcome(each) for each in answer]
+
+        return await self._each(here, wanted, lambda each: each[0], take)
 
     async def _renew(
-        self, group: Sequence[str], held: Mapping[str, str], ttl: float, asked: float
-    ) -> Mapping[str, Exception]:
-        keys = [self._lease(account_id) for account_id in group]
-        async with self._in_time():
-            offset = await self._offset(keys[0])
+        self, here: _Here, ids: list[str], held: Mapping[str, str], ttl: float, asked: float
+    ) -> Sequence[Any]:
+        keys = [self._lease(account_id) for account_id in ids]
+        for _ in range(2):
+            offset = await self._offset(here, keys[0])
             values: list[Any] = [round(ttl * 1000)]
-            for account_id in group:
-                until = min(self._until.get(account_id, asked), asked + self._timeout)
-                values += (held[account_id], int((offset + until) * 1000))
-            answer = await self._call(_RENEW, keys, values)
-        return _refusals(group, answer)
+            for account_id in ids:
+                until = 0.0  # unless it is one of ours
+                if here.tokens.get(account_id) == held[account_id]:
+                    until = offset + min(here.until[account_id], asked + self._timeout)
+                values += (held[account_id], int(until * 1000))
+            answer = await self._call(here, _RENEW, keys, values)
+            if 4 not in answer:
+                break
+            here.clocks.clear()  # its clock may have been set
+        return _verdicts(ids, answer)
 
+
+_KINDS = {(True, False): "s", (True, True): "S", (False, False): "d", (False, True): "D"}
+_OUT_OF_REACH = (ConnectionError, TimeoutError)
+_PARENTS = object()  # in the place of a loop: that of the process we were forked from
+_inherited: list[Any] = []  # to close these would take the sockets from the parent's selector
 
 _REFUSED = {
     1: "the lease of {0!r} is not ours",
     3: "the server has forgotten the lease of {0!r}",
+    4: "the server has forgotten the lease of {0!r}, and another may have had it since",
 }
 
 
-def _refusals(account_ids: Iterable[str], codes: Iterable[int]) -> dict[str, Exception]:
+def _verdicts(account_ids: Iterable[str], answers: Iterable[Any]) -> list[Exception | None]:
+    """Return the error of each account, `None` where there is none."""
+    return [
+        _outcome(answer)
+        if isinstance(answer, bytes | str)
+        else LeaseLostError(_REFUSED[answer].format(account_id))
+        if answer
+        else None
+        for account_id, answer in zip(account_ids, answers, strict=True)
+    ]
+
+
+def _outcome(answer: Any) -> Any:
+    """Return what a script says of one account: a number, or an error."""
+    if not isinstance(answer, bytes | str):
+        return answer
+    text = _text(answer)
+    return _ServerError(text) if "WRONGTYPE" in text else ConnectionError(text)
+
+
+class _ServerError(OSError):
+    """The server said no to this account's keys, as to a list in the place of a record."""
+
+
+def _failures(account_ids: Iterable[str], outcomes: Iterable[Any]) -> dict[str, Exception]:
     return {
-        account_id: LeaseLostError(_REFUSED[code].format(account_id))
-        for account_id, code in zip(account_ids, codes, strict=True)
-        if code
+        account_id: outcome
+        for account_id, outcome in zip(account_ids, outcomes, strict=True)
+        if isinstance(outcome, Exception)
     }
 
 
-def _raise_if_none_is_written(answer: Any) -> None:
-    if answer == 2:
-        raise _ServerError("the server got round to it too late")
-    for code in answer:
-        if isinstance(code, bytes | str):
-            raise _ServerError(_text(code))
+def _records(lengths: Any, data: bytes) -> list[bytes | Exception | None]:
+    """Take apart what the reading script has joined."""
+    found: list[bytes | Exception | None] = []
+    at = 0
+    for length in _text(lengths).split(","):
+        if length == "-1":
+            found.append(None)
+        elif length[0] == "!":
+            end = at + int(length[1:])
+            found.append(_outcome(data[at:end]))
+            at = end
+        else:
+            end = at + int(length)
+            found.append(data[at:end])
+            at = end
+    return found
 
 
-class _ServerError(Exception):
-    """The server said no, as to a full memory."""
+def _look_elsewhere(here: _Here, error: Exception) -> None:
+    """Raise what lets the call be made again, one for each account or of another server."""
+    said = f"{type(error).__name__} {error}".upper()
+    if "CROSSSLOT" in said and not here.apart:
+        raise _Elsewhere("CROSSSLOT") from None
+    if "MOVED" in said:
+        raise _Elsewhere("MOVED") from None
+
+
+async def _execute(here: _Here, *words: Any, **options: Any) -> Any:
+    """Send a command; wait in line where the client has no connection left and would raise."""
+    while True:
+        try:
+            return await here.client.execute_command(*words, NEVER_DECODE=[], **options)
+        except Exception as error:
+            if type(error).__name__ != "MaxConnectionsError" and _TOO_MANY not in str(error):
+                raise
+        await asyncio.sleep(_LINE_MOVES)
 
 
 async def _outcome_of(task: asyncio.Future[_T]) -> _T:
@@ -508,47 +963,6 @@ def _literally(prefix: bytes) -> bytes:
     for special in (b"\\", b"*", b"?", b"[", b"]"):
         prefix = prefix.replace(special, b"\\" + special)
     return prefix
-
-
-def _client_of(url: str, timeout: float) -> Any:
-    try:
-        import redis
-        import redis.asyncio
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("redis"):
-            raise
-        message = 'Redis needs `pip install "qqbot_session[redis]"`'
-        raise ModuleNotFoundError(message, name="redis") from None
-    try:
-        return redis.asyncio.from_url(
-            url,
-            decode_responses=False,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 1),  # at once, for a connection that was cut while it was idle
-            retry_on_error=[redis.ConnectionError],
-            **_namelessly(),
-        )
-    except ValueError:  # whose text may hold the password
-        raise ValueError(f"not the URL of a Redis server: {_without_secrets(url)!r}") from None
-
-
-def _namelessly() -> dict[str, Any]:
-    """Return what keeps redis-py from reading its own version from the disk for each connection."""
-    if importlib.util.find_spec("redis.driver_info"):
-        return {"driver_info": None}
-    return {"lib_name": None, "lib_version": None}
-
-
-def _without_secrets(url: str) -> str:
-    """Return what may be shown of a URL: no user, no password, no query."""
-    if "@" not in url and "?" not in url:
-        return url
-    scheme, _, rest = url.partition("://")
-    address = rest.rpartition("@")[2].partition("?")[0]
-    return f"{scheme}://{address}"
 
 
 def _check_seconds(name: str, value: object) -> None:
