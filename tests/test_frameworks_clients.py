@@ -106,6 +106,51 @@ async def test_nonebot_on_fastapi_keeps_its_number_when_a_webhook_brings_another
         assert sorted(bot.handled) == [1, 2, 3]
 
 
+async def test_nonebots_matchers_end_before_plugins_close_what_they_need() -> None:
+    # promise 22
+    outcome = await restart(build("nonebot", "nonebot", "adapter ~none+~aiohttp"), signal.SIGTERM)
+    assert (outcome.lost, outcome.twice, outcome.status) == ([], [], 0)
+    assert (outcome.times("database closed"), outcome.times("bot gone")) == (0, 0)
+
+
+async def test_a_nonebot_plugin_that_answers_later_loses_nothing() -> None:
+    # promise 35
+    bot = build("nonebot", "nonebot", "queue-answered ~none+~aiohttp")
+    killed, terminated = await killed_and_terminated(bot)
+    assert (killed.lost, terminated.lost, terminated.twice) == ([], [], [])
+    queued = await restart(build("nonebot", "nonebot", "queue ~none+~aiohttp"), signal.SIGKILL)
+    assert queued.lost
+
+
+@pytest.mark.parametrize(
+    ("bot_build", "path"),
+    [
+        (("nonebot", "nonebot", "adapter ~none+~aiohttp"), "/gateway/bot"),
+        (("botpy", "botpy", "mixin"), "/gateway/bot"),
+        (("botpy-sdk", "botpy", "mixin"), "/users/@me"),
+    ],
+)
+async def test_a_bot_starts_while_qq_is_out_of_order(bot_build: Any, path: str) -> None:
+    async with bot_at_qq(build(*bot_build)) as (bot, qq):
+        qq.fail("GET", path, 500, status=500, times=3 if "sdk" in bot_build[0] else 1)
+        await bot.start()
+        await bot.online()
+        printed = "\n".join(bot.printed)
+        assert "log in" in printed or "登录" in printed
+
+
+async def test_nonebots_console_says_that_the_bot_is_connected_also_after_a_resume() -> None:
+    async with bot_at_qq(build("nonebot", "nonebot", "adapter ~none+~aiohttp")) as (bot, _):
+        for life in (1, 2):
+            await bot.start()
+            await bot.online(life)
+            await bot.until(lambda bot, life=life: bot.said.count({"what": "ready"}) == life, 5)
+            await bot.stop(signal.SIGTERM)
+        printed = "\n".join(bot.printed)
+    assert printed.count("Bot 102000000 connected") == 2
+    assert "102000000-0-1: session resumed from number 1, caught up on 0 event(s)" in printed
+
+
 def post_webhook(port: int, app_id: str, body: Any) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/qq/webhook",
