@@ -7,7 +7,7 @@
     ├── StoreClosedError        (RuntimeError)  a store used after `aclose`
     ├── WrongEventLoopError     (RuntimeError)  a store used from a second event loop
     ├── LeaseLostError          (RuntimeError)  an account that another process may write by now
-    ├── GatewayRefusedError     (ConnectionRefusedError)  another try is no use
+    ├── GatewayRefusedError     (RuntimeError)  another try is no use
     └── ApiError                                QQ's HTTP API answered with an error
 
 Wrong arguments are plain `TypeError` and `ValueError`.
@@ -68,8 +68,10 @@ class LeaseLostError(QQBotSessionError, RuntimeError):
     """The account is another process's to write, or may be by now."""
 
 
-class GatewayRefusedError(QQBotSessionError, ConnectionRefusedError):
+class GatewayRefusedError(QQBotSessionError, RuntimeError):
     """QQ refused the bot, and another try is no use until somebody mends the cause.
+
+    No `OSError`: programs that never heard of us take those for the network's, and try again.
 
     Attributes:
         account_id: whose line it was.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import make_dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -117,6 +119,79 @@ def test_importing_the_package_imports_no_integration() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout == "[]\n"
+
+
+CHECKED = """\
+import botpy
+from qqbot_session.integrations.botpy import SessionMixin, remember
+
+
+class MyClient(SessionMixin, botpy.Client):
+    pass
+
+
+intents = botpy.Intents(public_messages=True)
+client = MyClient(intents=intents, timeout=3, sessions="sessions", until="answered", base_url="")
+client.run(appid="1", secret="2")
+reveal_type(remember(botpy.Client(intents=intents)))
+reveal_type(MyClient.start)
+
+
+async def start():
+    await client.start(app_id="1", secret="2")
+    MyClient(intents=intents, timout=3)
+    MyClient(intents=intents, until="answred")
+"""
+
+
+def test_botpys_own_signatures_stay_visible_to_type_checkers(directory: Path) -> None:
+    pyright = Path(sys.executable).with_name("pyright")
+    if not pyright.exists():
+        pytest.skip("pyright is not installed: it is in the group `lint`")
+    directory.mkdir(parents=True)
+    (directory / "checked.py").write_text(CHECKED)
+    command = [pyright, "--pythonpath", sys.executable, "checked.py"]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if "error while" in result.stderr:  # it fetches its program at the first use
+        pytest.skip(result.stderr)
+    said = result.stdout
+    assert said.count(" - error: ") == 4
+    assert 'No parameter named "app_id"' in said
+    assert 'No parameter named "timout"' in said
+    assert "Literal['answred']" in said
+    assert 'Type of "remember(botpy.Client(intents=intents))" is "Client"' in said
+    assert "(self: Client, appid: str, secret: str, ret_coro: bool = False)" in said
+
+
+@pytest.mark.parametrize("fork", ["ymbotpy", "SuperQQBot", "pt_botpy"])
+def test_a_fork_of_botpy_with_a_name_of_its_own_is_named(fork: str, directory: Path) -> None:
+    (directory / fork).mkdir(parents=True)
+    (directory / fork / "__init__.py").touch()
+    program = "import sys; sys.modules['botpy'] = None; import qqbot_session.integrations.botpy"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": f"{frameworks.ROOT}{os.pathsep}{directory}"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    last = result.stderr.splitlines()[-1]
+    assert last.endswith(
+        f"is a fork of botpy with an import name of its own ({fork}):"
+        " qqbot_session.integrations.botpy does not know it"
+    )
+
+
+def test_nonebot2_that_is_too_old_is_named() -> None:
+    gone = "import nonebot.drivers; del nonebot.drivers.Timeout"
+    result = run("nonebot", f"{gone}\nimport qqbot_session.integrations.nonebot")
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"ImportError: nonebot2 2\.[\d.]+ is too old: qqbot_session\.integrations\.nonebot does not"
+        r" know this version, it needs nonebot2 2\.4\.3 or later, and nonebot-adapter-qq 1\.6\.4 or"
+        r" later",
+        last,
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ try:
     import botpy
     from botpy.connection import ConnectionSession
 except ModuleNotFoundError as error:
-    forks = ("ymbotpy", "superqqbot", "qqbot")
+    forks = ("ymbotpy", "SuperQQBot", "pt_botpy", "pt_qq_botpy")
     here = "qqbot_session.integrations.botpy"
     raise missing(here, "botpy", "qq-botpy", forks=forks) from error
 

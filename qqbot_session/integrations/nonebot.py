@@ -37,12 +37,8 @@ from typing import Any, Literal
 from ._shapes import missing, require, too_old
 
 try:
-    from nonebot.adapters import qq
-except ModuleNotFoundError as error:
-    here = "qqbot_session.integrations.nonebot"
-    raise missing(here, "nonebot", "NoneBot2 and nonebot-adapter-qq") from error
-try:
     from nonebot import get_plugin_config
+    from nonebot.adapters import qq
     from nonebot.adapters.qq import Bot
     from nonebot.adapters.qq.exception import AuditException
     from nonebot.adapters.qq.models import Dispatch as Payload
@@ -55,6 +51,10 @@ try:
     from pydantic import BaseModel
 except ImportError as error:
     here = "qqbot_session.integrations.nonebot"
+    if error.name in ("nonebot", "nonebot.adapters", "nonebot.adapters.qq") and isinstance(
+        error, ModuleNotFoundError
+    ):
+        raise missing(here, "nonebot", "NoneBot2 and nonebot-adapter-qq") from error
     raise too_old("nonebot2", "2.4.3", here, beside="nonebot-adapter-qq 1.6.4") from error
 
 from ..answers import answers_for, end_of, handler_raised
