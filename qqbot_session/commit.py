@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType, coroutine
 from typing import Any
 
+from . import watch
 from .errors import StoreClosedError, WrongEventLoopError, describe, name_some
 from .guard import (
     ATTEMPTS,
@@ -502,7 +503,8 @@ class GroupCommit:
         failures: Mapping[str, BaseException],
         seconds: float,
     ) -> None:
-        if self._on_write is None or not (changes or failures):
+        hooks = [hook for hook in (self._on_write, *watch.on_write) if hook is not None]
+        if not hooks or not (changes or failures):
             return
         details = WriteDetails(
             account_ids=tuple(changes | failures),  # type: ignore[operator]
@@ -510,7 +512,8 @@ class GroupCommit:
             seconds=seconds,
             failures=MappingProxyType(dict(failures)),
         )
-        call_hook("on_write", self._on_write, details)
+        for hook in hooks:
+            call_hook("on_write", hook, details)
 
 
 def _answered(answer: object, changes: Iterable[str]) -> dict[str, BaseException]:

@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from . import watch
 from .answers import handle_whole
 from .errors import GatewayProtocolError, GatewayRefusedError, SessionWriteError
 from .gateway import (
@@ -192,6 +193,11 @@ class ShardRunner:
         return f"<ShardRunner {self._gateway!r} {self.health!r}>"
 
     @property
+    def account_id(self) -> str:
+        """Whose line it is."""
+        return self._gateway.account_id
+
+    @property
     def health(self) -> Health:
         """How the shard is now."""
         in_flight = len(self._handlers) + len(self._waiting)
@@ -213,6 +219,7 @@ class ShardRunner:
             raise RuntimeError(f"run is running already: {self!r}")
         self._running, self._ending = True, False
         self._cancels = _requests_to_cancel()
+        watch.lines.add(self)
         try:
             while True:
                 rule = await self._one_line()
@@ -222,6 +229,7 @@ class ShardRunner:
                 await self._finish()
             finally:
                 self._running = False
+                watch.lines.discard(self)
 
     # A line
 

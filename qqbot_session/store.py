@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
+from . import watch
 from .commit import GroupCommit, WriteDetails
 from .errors import (
     SessionWriteError,
@@ -741,11 +742,13 @@ class AsyncSessionStore:
             }
             level = logging.WARNING if reason in _ALARMING else logging.INFO
             say(level, "Identify %s: %s", name_one(account_id), verdict.words, extra=fields)
-        if self._on_load is not None:
+        hooks = [hook for hook in (self._on_load, *watch.on_load) if hook is not None]
+        if hooks:
             details = LoadDetails(
                 account_id=account_id, reason=reason, age=age, state=verdict.state
             )
-            call_hook("on_load", self._on_load, details)
+            for hook in hooks:
+                call_hook("on_load", hook, details)
 
     async def _heed(self, account_id: str, verdict: Verdict) -> None:
         """Let the account have a session, or none any more, as `load` is about to answer."""

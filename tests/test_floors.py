@@ -22,6 +22,7 @@ FLOORS = {
     "state": (2, 0),
     "network": (2, 0),
     "proxies": (2, 0),
+    "watch": (2, 0),
     "guard": (3, 0),
     "judging": (3, 0),
     "ledger": (3, 0),

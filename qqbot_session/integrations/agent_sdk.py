@@ -44,11 +44,12 @@ except ModuleNotFoundError as error:
     here = "qqbot_session.integrations.agent_sdk"
     raise missing(here, "agent-sdk", "qqbot-agent-sdk") from error
 
+from .. import watch
 from ..answers import Answers, Until, answers_for, handle_whole
 from ..errors import StoreClosedError
-from ..gateway import Dispatch, Event, GatewaySession, Hello, Ready, Resumed
+from ..gateway import Dispatch, Event, GatewaySession, HeartbeatAck, Hello, Ready, Resumed
 from ..logs import say
-from ..shard import check_options, open_gateway
+from ..shard import Health, check_options, open_gateway
 from ..store import AsyncSessionStore
 from ._console import Console
 
@@ -138,7 +139,17 @@ class _Bridge:
         self._next: _Session = (None, None)  # what the next line resumes from
         self._line: _Session | None = None  # what was received on this one, from Hello on
         self._untaken: int | None = None  # a number whose event has not come yet
+        self._health = Health()
+        watch.lines.add(self)
         self._changed()
+
+    @property
+    def account_id(self) -> str:
+        return self._gateway.account_id
+
+    @property
+    def health(self) -> Health:
+        return replace(self._health, in_flight=len(self._running))
 
     def callbacks(self) -> WSCallbacks:
         inner, wrapped = self._inner, self._handled
@@ -231,12 +242,17 @@ class _Bridge:
         self._connection.opened("the SDK's own", time.time())
 
     def _receive(self, frame: Mapping[str, Any]) -> Event:
-        event = self._connection.receive(frame, time.time())
+        now = time.time()
+        event = self._connection.receive(frame, now)
+        self._health = replace(self._health, last_frame_at=now)
         self._connection.frames_to_send()  # which the SDK has sent
         self._console.count(event)
         if isinstance(event, Hello) and event.handshake is not None:
             self._console.handshake(event.handshake, self._gateway.settled)
+        elif isinstance(event, HeartbeatAck):
+            self._health = replace(self._health, last_ack_at=now)
         elif isinstance(event, Ready | Resumed):
+            self._health = replace(self._health, connected_since=now)
             self._console.session(event)
         if event.released:
             self._console.released(event.released)
@@ -251,6 +267,7 @@ class _Bridge:
 
     def _end(self) -> None:
         self._connection.closed(None)
+        self._health = replace(self._health, connected_since=None)
         self._changed()
 
     def _settle(self, seq: int) -> None:
