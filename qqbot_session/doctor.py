@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
 from .storages import FileStorage, Storage
-from .storages.files import LEFT_OVER
+from .storages.places import LEFT_OVER
 
 Level = Literal["ok", "note", "problem"]
 

@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qqbot_session import AsyncSessionStore, SessionState
 from qqbot_session.state import encode
-from qqbot_session.storages import files
+from qqbot_session.storages import files, places
 from qqbot_session.storages.names import file_name, original_name
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -62,8 +64,14 @@ class Tap:
 
 
 def tap(around: Around) -> None:
-    """Put a tap on the library for the rest of this process; see `monkeypatch` otherwise."""
-    files.os = Tap(around)  # type: ignore[attr-defined]
+    """Put a tap on the library for the rest of this process; see `stand_in` otherwise."""
+    files.os = places.os = Tap(around)  # type: ignore[attr-defined]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, other: object) -> None:
+    """Let another `os` stand in what writes files, for the rest of a test."""
+    for module in (files, places):
+        monkeypatch.setattr(module, "os", other)
 
 
 @dataclass

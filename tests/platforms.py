@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from qqbot_session.storages import files
+from qqbot_session.storages import files, places
 
 PLATFORMS = ("linux", "windows", "macos", "bare")
 _NOT_THERE = {
@@ -137,20 +137,22 @@ class MacFcntl(ModuleType):
 
 
 def simulate(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    """Give `storages.files` the modules and the constants it would have on that platform."""
+    """Give `storages.files` and `storages.places` what they would have on that platform."""
     if platform == "linux":
         return
     simulated = WindowsOs() if platform == "windows" else SimulatedOs(platform)
     fcntl = MacFcntl() if platform == "macos" else None
-    copy = _imported_with({"os": simulated, "fcntl": fcntl})
-    for name, value in vars(copy).items():
-        if name in ("os", "fcntl") or re.fullmatch(r"_[A-Z]+_[A-Z_]+", name):
-            monkeypatch.setattr(files, name, value, raising=False)
+    for module in (places, files):
+        copy = _imported_with(module, {"os": simulated, "fcntl": fcntl})
+        for name, value in vars(copy).items():
+            if name in ("os", "fcntl") or re.fullmatch(r"_[A-Z]+_[A-Z_]+", name):
+                monkeypatch.setattr(module, name, value, raising=False)
 
 
-def _imported_with(modules: dict[str, ModuleType | None]) -> ModuleType:
-    """Import a copy of `storages.files` that gets these modules; `None` is not there."""
-    spec = importlib.util.spec_from_file_location(files.__name__, files.__file__)
+def _imported_with(module: ModuleType, modules: dict[str, ModuleType | None]) -> ModuleType:
+    """Import a copy of a module that gets these modules; `None` is not there."""
+    assert module.__file__ is not None
+    spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
     assert spec is not None
     assert spec.loader is not None
     copy = importlib.util.module_from_spec(spec)

@@ -32,10 +32,10 @@ from crash import (
     clean_up,
     left_overs,
     loaded,
+    stand_in,
 )
 
 from qqbot_session import FileStorage
-from qqbot_session.storages import files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -157,7 +157,7 @@ async def test_a_deletion_is_not_done_when_only_the_originals_record_is_deleted(
 
     storage = FileStorage(directory)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "os", Tap(refuse))
+        stand_in(patch, Tap(refuse))
         try:
             failures = await storage.commit({"c.d": None})
         except OSError as error:
@@ -180,7 +180,7 @@ async def test_a_record_that_cannot_be_read_for_a_moment_is_not_forgotten(
         await store.save(a_state("bot", 1))
         await store.flush()
         with monkeypatch.context() as patch:
-            patch.setattr(files, "os", Tap(refuse))
+            stand_in(patch, Tap(refuse))
             assert await store.load_all() == []
         assert await store.update_last_seq("bot", 2)
 

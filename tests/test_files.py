@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import WallClock
+from crash import stand_in
 from platforms import PLATFORMS, simulate
 
 from qqbot_session import AsyncSessionStore, FileStorage, SessionState
@@ -105,7 +106,7 @@ on_every_platform = pytest.mark.parametrize("platform", PLATFORMS, indirect=True
 @pytest.fixture
 def spy(platform: str, monkeypatch: pytest.MonkeyPatch) -> SpiedOs:
     spied = SpiedOs(files.os)  # type: ignore[attr-defined]
-    monkeypatch.setattr(files, "os", spied)
+    stand_in(monkeypatch, spied)
     return spied
 
 
@@ -321,7 +322,7 @@ async def test_a_short_write_is_continued(
 ) -> None:
     spied = SpiedOs()
     spied.__dict__["write"] = lambda fd, data: os.write(fd, data[:7])
-    monkeypatch.setattr(files, "os", spied)
+    stand_in(monkeypatch, spied)
     data = os.urandom(1000)
     assert await storage.commit({"a": data}) == {}
     assert await storage.read("a") == data
@@ -334,7 +335,7 @@ async def test_a_short_read_is_continued(
     await storage.commit({"a": data})
     spied = SpiedOs()
     spied.__dict__["read"] = lambda fd, length: os.read(fd, min(length, 1000))
-    monkeypatch.setattr(files, "os", spied)
+    stand_in(monkeypatch, spied)
     assert await storage.read("a") == data[:65_537]
 
 
@@ -487,7 +488,7 @@ async def test_the_threads_end_with_aclose(directory: Path) -> None:
     await storage.read("a")
     started = [t for t in threading.enumerate() if t.name.startswith("qqbot_session-")]
     assert len(started) >= 2
-    executors = list(storage._threads.values())
+    executors = list(storage._threads._executors.values())
     await storage.aclose()
     for executor in executors:
         executor.shutdown(wait=True)
@@ -922,7 +923,7 @@ async def test_a_temporary_name_that_somebody_has_taken_is_not_written_through(
     storage: FileStorage, directory: Path, decoy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # promise 14
     directory.mkdir()
-    monkeypatch.setattr(files, "_token", lambda: "0123456789abcdef")
+    monkeypatch.setattr(files, "private_names", lambda prefix: prefix + LEFT_OVER[:-5])
     (directory / LEFT_OVER).symlink_to(decoy)
     with pytest.raises(FileExistsError):
         await storage.commit({"a": b"new"})

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash import Tap, a_state
+from crash import Tap, a_state, stand_in
 
 from qqbot_session import AsyncSessionStore, SessionWriteError
 from qqbot_session.state import decode
-from qqbot_session.storages import files
 
 ACCOUNTS = [f"bot-{number}" for number in range(2)] + ["bot.dotted"]
 _FAULTY = frozenset({"open", "write", "fdatasync", "fsync", "replace", "mkdir", "unlink"})
@@ -137,7 +136,7 @@ async def _run(
 ) -> Load:
     disk = BadDisk(seed)
     others = set(threading.enumerate())  # of tests before this one
-    monkeypatch.setattr(files, "os", Tap(disk))
+    stand_in(monkeypatch, Tap(disk))
     logging.getLogger("qqbot_session").setLevel(logging.CRITICAL)  # pytest keeps every record
     tracemalloc.start()
     try:

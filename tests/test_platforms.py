@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from conftest import WallClock
+from crash import stand_in
 from platforms import PLATFORMS, simulate
 from test_files import SpiedOs, failing, listing
 
@@ -31,7 +32,7 @@ from qqbot_session import AsyncSessionStore, FileStorage, SessionState
 from qqbot_session.state import encode
 from qqbot_session.storages import files
 from qqbot_session.storages.base import NotRegularError
-from qqbot_session.storages.names import file_name, original_name, other_names
+from qqbot_session.storages.names import file_name, original_name
 from qqbot_session.testing.storage_contract import CHECKS, ODD_IDS, Check
 
 on_every_platform = pytest.mark.parametrize("platform", PLATFORMS, indirect=True)
@@ -48,7 +49,7 @@ def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def spy(platform: str, monkeypatch: pytest.MonkeyPatch) -> SpiedOs:
     spied = SpiedOs(files.os)  # type: ignore[attr-defined]
-    monkeypatch.setattr(files, "os", spied)
+    stand_in(monkeypatch, spied)
     return spied
 
 
@@ -329,11 +330,6 @@ async def test_a_link_that_takes_a_judged_record_s_place_is_put_back_and_never_f
 LONG_IDS = ["机" * 200, "x" * 243, "https://bots.example.org/" + "t" * 200, "😀" * 100, "x" * 1024]
 
 
-def old_name(account_id: str) -> str:
-    """What an earlier version called the record of an id with a long name."""
-    return next(name for name in other_names(account_id) if name != original_name(account_id))
-
-
 @pytest.mark.parametrize("account_id", [*ODD_IDS, *LONG_IDS], ids=lambda id_: ascii(id_[:20]))
 def test_names_that_we_shorten_fit_in_143_bytes_and_plain_ids_keep_theirs(account_id: str) -> None:
     # promise 12
@@ -371,33 +367,6 @@ async def test_an_encrypted_home_keeps_every_id_whose_own_name_is_short(
     assert await storage.read(too_long) is None
     assert list(await storage.commit({too_long: b"1"})) == [too_long]
     assert await storage.commit({too_long: None}) == {}
-
-
-@pytest.mark.parametrize("account_id", LONG_IDS, ids=lambda id_: ascii(id_[:20]))
-async def test_a_record_under_its_longer_older_name_is_found_and_replaced(
-    directory: Path, clock: WallClock, account_id: str
-) -> None:
-    """Nothing needs migrating: it loads, is listed once, moves with the next write, expires."""
-    # promise 12
-    state = SessionState(account_id=account_id, session_id="s", last_seq=1, saved_at=clock.now)
-    directory.mkdir()
-    old = directory / old_name(account_id)
-    assert len(old.name) > 143
-    old.write_bytes(encode(state))
-    async with AsyncSessionStore(directory, debounce=0, clock=clock) as store:
-        assert await store.load(account_id) == state
-        assert await store.load_all() == [state]
-        await store.update_last_seq(account_id, 2)
-        await store.flush()
-        assert listing(directory) == [file_name(account_id)]
-        old.write_bytes(encode(state))
-        assert [found.last_seq for found in await store.load_all()] == [2]
-        await store.clear(account_id)
-        assert listing(directory) == []
-        old.write_bytes(encode(state))
-        clock.now += 1000
-        assert await store.cleanup() == 1
-    assert listing(directory) == []
 
 
 # --- what is a record -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash import NOW, SCENARIOS, Scenario, Tap, a_state, a_store, loaded
+from crash import NOW, SCENARIOS, Scenario, Tap, a_state, a_store, loaded, stand_in
 from disk import Disk, Ruins
 
 from qqbot_session import FileStorage, SessionState
@@ -52,7 +52,7 @@ class Laboratory:
                 states.append(list(disk.states()))
             return result
 
-        self._monkeypatch.setattr(files, "os", Tap(around))
+        stand_in(self._monkeypatch, Tap(around))
         return states
 
     def stop(self) -> None:

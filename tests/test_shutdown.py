@@ -19,12 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash import Tap, a_state, age, end_programs, finish, left_overs, start, turns_until, until
+from crash import (
+    Tap,
+    a_state,
+    age,
+    end_programs,
+    finish,
+    left_overs,
+    stand_in,
+    start,
+    turns_until,
+    until,
+)
 from faults import FaultyStorage
 
 from qqbot_session import AsyncSessionStore, SessionWriteError, WrongEventLoopError
 from qqbot_session.state import decode
-from qqbot_session.storages import files
 
 NEWEST = 7
 
@@ -248,7 +258,7 @@ async def test_a_cancelled_aclose_on_a_hanging_disk_ends_every_task(
             answers.wait(30)
         return do()
 
-    monkeypatch.setattr(files, "os", Tap(hang))
+    stand_in(monkeypatch, Tap(hang))
     before = set(threading.enumerate())
     store = AsyncSessionStore(directory)
     await store.save(a_state("bot", NEWEST))

@@ -35,6 +35,21 @@ class NotRegularError(OSError):
     """
 
 
+class RecordChangedError(Exception):
+    """Somebody has written the account's record since it was read.
+
+    Args:
+        account_id: whose record.
+    """
+
+    def __init__(self, account_id: str) -> None:
+        super().__init__(account_id)
+        self.account_id = account_id
+
+    def __str__(self) -> str:
+        return f"the record of {self.account_id!r} has changed since it was read"
+
+
 @runtime_checkable
 class Storage(Protocol):
     """Where records live. Every method may be called while others run."""
@@ -109,6 +124,25 @@ class Storage(Protocol):
 
 
 @runtime_checkable
+class ExchangingStorage(Storage, Protocol):
+    """A storage that can compare and write in one step: `copy` overwrites nothing newer there."""
+
+    async def exchange(
+        self, changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Mapping[str, Exception]:
+        """Write each record whose place still holds what was read there.
+
+        Args:
+            changes: per account id what `read` returned, and what to write.
+
+        Returns:
+            The failures per account id: a `RecordChangedError` where something else is by now.
+            That account's record stays as it is.
+        """
+        ...
+
+
+@runtime_checkable
 class LeasingStorage(Storage, Protocol):
     """A storage that can say who may write an account, and refuses the writes of all others.
 
@@ -173,6 +207,18 @@ class MemoryStorage:
             else:
                 self.records[account_id] = data
         return {}
+
+    async def exchange(
+        self, changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Mapping[str, Exception]:
+        failures: dict[str, Exception] = {}
+        for account_id, (expected, data) in changes.items():
+            there = self.records.get(account_id)
+            if (None if there is None else there[:READ_LIMIT]) == expected:
+                self.records[account_id] = data
+            else:
+                failures[account_id] = RecordChangedError(account_id)
+        return failures
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         for account_id, data in list(self.records.items()):

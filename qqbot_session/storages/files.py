@@ -26,7 +26,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import stat
 import threading
 import time
@@ -34,12 +33,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-import aiofiles.os
-
 from ..logs import say
 from ..state import account_of
-from .base import READ_LIMIT, NotRegularError, is_of
+from .base import READ_LIMIT, NotRegularError, RecordChangedError, is_of
 from .names import file_name, is_record_name, other_names
+from .places import (
+    LEFT_OVER,
+    expanded,
+    missing_directories,
+    open_to_others,
+    private_names,
+    sync_directory,
+)
+from .threads import Threads, Together
 
 try:
     import fcntl
@@ -48,10 +54,10 @@ except ImportError:  # Windows
 else:
     _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS
 
+_log = logging.getLogger(__name__)
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-_log = logging.getLogger(__name__)
 
 _SCAN_BATCH = 128  # records per hop: about a millisecond of decoding on the loop
 _MANY = 32  # files that keep a thread busy for a good part of a millisecond
@@ -59,7 +65,6 @@ _SYNC_APART = 16  # files from which on threads are worth their start
 _SYNCERS = 4  # threads
 _LOOKS = 5  # at a file that others replace meanwhile
 
-LEFT_OVER = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
 _SCAN_KEY = "\0"  # opens the keys of `scan`, and no account id holds it
 
 _PATIENCE = 0.2  # seconds that a hop may wait for others to let go of files
@@ -84,7 +89,6 @@ def _flags(*names: str) -> int:
 
 _READ_FLAGS = _flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 _WRITE_FLAGS = _flags("O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
-_DIRECTORY_FLAGS = _flags("O_RDONLY", "O_DIRECTORY", "O_CLOEXEC")
 _OPENS_SAFELY = hasattr(os, "O_NOFOLLOW") and hasattr(os, "O_NONBLOCK")
 
 _Written = tuple[str, str, int]  # account id, temporary path, descriptor
@@ -127,16 +131,15 @@ class FileStorage:
             raise ValueError(f"directory must be a path, not {directory!r}")
         if not isinstance(durable, bool):
             raise TypeError(f"durable must be a bool, not {durable!r}")
-        self.directory = _expanded(path)
+        self.directory = expanded("directory", path)
         self.durable = durable
         self._resolved: dict[str, str] = {}
         self._prefix = ""  # made once: it costs as much as a system call
-        self._threads: dict[str, ThreadPoolExecutor] = {}
-        self._retired: dict[str, ThreadPoolExecutor] = {}
-        self._process = 0
+        self._threads = Threads("qqbot_session")
+        self._reads = Together(lambda ids: self._hop("reader", self._read_many, ids))
         # Directories that may have a new entry which is not on the disk yet.
         self._parents: set[str] = set()
-        self._said_unsyncable = False
+        self._said: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<FileStorage directory={self.directory!r} durable={self.durable}>"
@@ -147,7 +150,7 @@ class FileStorage:
         Raises:
             OSError: it cannot be read, or is not a regular file.
         """
-        return await self._hop("reader", self._read, account_id)
+        return await self._reads.read(account_id)
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         """Write and delete records; return the failures per account id.
@@ -160,6 +163,20 @@ class FileStorage:
         """
         return await self._hop("writer", self._commit, changes)
 
+    async def exchange(
+        self, changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Mapping[str, Exception]:
+        """Write each record whose place still holds what was read there; `None` is nothing.
+
+        What is there is taken away as by `discard`, and what is written is put there with a hard
+        link, which never overwrites what somebody else wrote meanwhile. Where the file system
+        knows no hard links it is put there by a rename, unless something else is seen.
+
+        Returns:
+            The failures per account id: a `RecordChangedError` where something else is by now.
+        """
+        return await self._hop("writer", self._exchange, changes)
+
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield every readable record with a key for `discard`; warn of what cannot be read."""
         names = await self._hop("reader", self._record_names)
@@ -170,7 +187,13 @@ class FileStorage:
                 yield item
         if unreadable:
             reasons = "; ".join(map(str, unreadable[:3]))
-            _warn("cannot read %d record(s): %s", len(unreadable), reasons)
+            say(
+                logging.WARNING,
+                "cannot read %d record(s): %s",
+                len(unreadable),
+                reasons,
+                logger=_log,
+            )
 
     async def discard(self, key: str, expected: bytes) -> bool:
         """Delete a record if it is still `expected`.
@@ -189,45 +212,29 @@ class FileStorage:
 
     async def aclose(self) -> None:
         """Let the threads end after their last job; the next call would start new ones."""
-        for thread in self._threads.values():
-            thread.shutdown(wait=False)
-        self._retired |= self._threads
-        self._threads = {}
+        await self._threads.aclose()
 
-    async def _hop(
-        self, thread: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
-        if self._process != os.getpid():  # after a fork the parent's threads are not here
-            self._process = os.getpid()
-            self._threads = {}
-            self._retired = {}
-        if not threading.main_thread().is_alive():  # `atexit`: no thread can be had any more
-            return self._begin(function, *args, **kwargs)
-        executor = self._threads.get(thread)
-        if executor is None:
-            executor = ThreadPoolExecutor(1, f"qqbot_session-{thread}")
-            self._threads[thread] = executor
-            if thread in self._retired:  # what it has still to do comes first
-                executor.submit(self._retired.pop(thread).shutdown)
-        result: _T = await aiofiles.os.wrap(self._begin)(
-            function, *args, executor=executor, **kwargs
-        )
-        return result
+    async def _hop(self, thread: str, function: Callable[..., _T], *args: object) -> _T:
+        return await self._threads.run(thread, self._begin, function, *args)
 
     # From here on: on a thread.
 
-    def _begin(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def _begin(self, function: Callable[..., _T], *args: object) -> _T:
         """Do a hop's work; whatever error leaves it shows a path."""
         _hop.patience = _PATIENCE
         try:
             if not self._prefix:
                 self._resolve()
-            return function(*args, **kwargs)
+            return function(*args)
         except OSError as error:
-            _show(error, self.directory)
-            if isinstance(error, TimeoutError):  # asyncio makes it anew, of its arguments alone
-                error.args = (error.errno, f"{error.strerror}: {error.filename!r}")
-            raise
+            raise self._fit_for_the_loop(error)  # noqa: B904 - it is the same error
+
+    def _fit_for_the_loop(self, error: OSError) -> OSError:
+        """Let an error name a path, whatever asyncio does to it."""
+        _show(error, self.directory)
+        if isinstance(error, TimeoutError):  # asyncio makes it anew, of its arguments alone
+            error.args = (error.errno, f"{error.strerror}: {error.filename!r}")
+        return error
 
     def _resolve(self) -> None:
         """Settle where the directory is, whatever directory the process is in later."""
@@ -237,6 +244,8 @@ class FileStorage:
         self.directory = self._resolved.setdefault("directory", path)  # of two threads, the first
         self._parents.add(os.path.dirname(self.directory.rstrip(os.sep)) or os.sep)
         self._prefix = os.path.join(self.directory, "")
+        for reason in open_to_others(self.directory):
+            say(logging.WARNING, "%s", reason, logger=_log)
 
     def _path(self, name: str) -> str:
         return self._prefix + name
@@ -248,6 +257,15 @@ class FileStorage:
         except NotRegularError:  # nobody's record
             return None
         return data if data is not None and account_of(data) == account_id else None
+
+    def _read_many(self, account_ids: Iterable[str]) -> Mapping[str, bytes | Exception | None]:
+        found: dict[str, bytes | Exception | None] = {}
+        for account_id in account_ids:
+            try:
+                found[account_id] = self._read(account_id)
+            except OSError as error:
+                found[account_id] = self._fit_for_the_loop(error)
+        return found
 
     def _read(self, account_id: str) -> bytes | None:
         path = self._path(file_name(account_id))
@@ -262,7 +280,8 @@ class FileStorage:
 
     def _record_names(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
-            return [name for name in os.listdir(self.directory) if is_record_name(name)]
+            names = dict.fromkeys([*os.listdir(self.directory), *os.listdir(self.directory)])
+            return [name for name in names if is_record_name(name)]
         return []
 
     def _read_all(self, names: Iterable[str], unreadable: list[OSError]) -> list[tuple[str, bytes]]:
@@ -352,22 +371,25 @@ class FileStorage:
         if self.durable:
             self._sync(self.directory)
 
+    def _warn_once(self, text: str, *args: object) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            say(logging.WARNING, text, *args, logger=_log, stacklevel=2)
+
     def _sync(self, directory: str) -> None:
         """Sync a directory; say once if it is one that cannot be."""
         try:
-            _sync_directory(directory)
+            sync_directory(directory)
         except OSError as error:
             if error.errno not in _NOT_OFFERED:
                 _show(error, directory)
                 raise
-            if not self._said_unsyncable:
-                self._said_unsyncable = True
-                _warn(
-                    "the directory %s cannot be synced there (%s): a power loss may undo the "
-                    "latest writes",
-                    directory,
-                    error.strerror,
-                )
+            self._warn_once(
+                "the directory %s cannot be synced there (%s): a power loss may undo the "
+                "latest writes",
+                directory,
+                error.strerror,
+            )
 
     def _has_directory(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
@@ -377,12 +399,7 @@ class FileStorage:
         return False
 
     def _make_directory(self) -> None:
-        missing: list[str] = []
-        path = self.directory
-        while not os.path.isdir(path) and path != os.path.dirname(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        for path in reversed(missing):
+        for path in missing_directories(self.directory):
             self._parents.add(os.path.dirname(path))
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
@@ -433,7 +450,7 @@ class FileStorage:
             OSError: not even one can be made, for whatever account; a disk that is full is not
                 that kind of error, as there deletions help.
         """
-        prefix = self._path(f".qqbot-session-{_token()}-")
+        prefix = private_names(self._prefix)
         for number, (account_id, data) in enumerate(records):
             path = f"{prefix}{number}.tmp"
             try:
@@ -455,6 +472,43 @@ class FileStorage:
                 files.append((account_id, path, file))
         return len(records)
 
+    def _exchange(
+        self, changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Mapping[str, Exception]:
+        failures: dict[str, Exception] = {}
+        self._make_directory()
+        for account_id, (expected, data) in changes.items():
+            files: list[_Written] = []
+            self._write([(account_id, data)], files, failures)
+            if self.durable:
+                _sync_files(files, failures)
+            _close_files(files, failures)
+            for _, private, _ in files:
+                with _collect(failures, account_id):
+                    if not self._exchange_file(account_id, expected, private):
+                        failures[account_id] = RecordChangedError(account_id)
+                _try_to_unlink(private)
+        self._sync_directory()
+        return failures
+
+    def _exchange_file(self, account_id: str, expected: bytes | None, private: str) -> bool:
+        """Put a file in the record's place if that holds what is expected; tell whether it did."""
+        if expected is None:
+            if self._read(account_id) is not None:
+                return False
+        elif not self._discard(account_id, expected):
+            return False
+        path = self._path(file_name(account_id))
+        try:
+            os.link(private, path, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except (AttributeError, NotImplementedError, OSError):  # no hard links here
+            if os.path.lexists(path):
+                return False
+            _replace_file(private, path)
+        return True
+
     def _discard(self, key: str, expected: bytes) -> bool:
         if key.startswith(_SCAN_KEY):
             return self._discard_file(self._path(key.removeprefix(_SCAN_KEY)), expected)
@@ -467,7 +521,7 @@ class FileStorage:
     def _discard_file(self, path: str, expected: bytes) -> bool:
         if _read_file(path) != expected:
             return False
-        private = self._path(f".qqbot-session-{_token()}-0.tmp")
+        private = f"{private_names(self._prefix)}0.tmp"
         try:
             _patiently(os.rename, path, private)
         except FileNotFoundError:
@@ -518,14 +572,6 @@ class _Hop(threading.local):
 _hop = _Hop()
 
 
-def _expanded(path: str) -> str:
-    """Return the path with the home directory in the place of a `~` or `~user` at its start."""
-    expanded = os.path.expanduser(path)
-    if path.startswith("~") and expanded == path:
-        raise ValueError(f"directory {path!r}: there is no such home (a name with ~ is ./~…)")
-    return expanded
-
-
 def _is_record(name: str, data: bytes) -> bool:
     """Whether this is what `read` would return for some account id."""
     stem = name.removeprefix("session-").removesuffix(".json")
@@ -533,10 +579,6 @@ def _is_record(name: str, data: bytes) -> bool:
         return True
     account_id = account_of(data)
     return account_id is None or name == file_name(account_id) or name in other_names(account_id)
-
-
-def _warn(message: str, *args: object) -> None:
-    say(logging.WARNING, message, *args, logger=_log, stacklevel=2)
 
 
 def _show(error: Exception, path: str) -> None:
@@ -554,15 +596,18 @@ def _let_the_loop_in() -> None:
     time.sleep(1e-5)
 
 
-def _token() -> str:
-    """Return what makes a private name unique: 16 random hexadecimal digits."""
-    return os.urandom(8).hex()
-
-
 def _read_file(path: str) -> bytes | None:
-    """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is."""
+    """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is.
+
+    Absent is what is absent twice: on a FUSE volume a file that another process is replacing is
+    not found for a moment (seen with bindfs, gocryptfs and unionfs-fuse).
+    """
+    look = _open_regular if _OPENS_SAFELY else _open_compared
     try:
-        file = _open_regular(path) if _OPENS_SAFELY else _open_compared(path)
+        try:
+            file = look(path)
+        except FileNotFoundError:
+            file = look(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -679,16 +724,6 @@ def _sync_file(file: int) -> None:
         os.fdatasync(file)
     else:
         os.fsync(file)
-
-
-def _sync_directory(path: str) -> None:
-    if os.name == "nt":  # directories cannot be opened there
-        return
-    directory = os.open(path, _DIRECTORY_FLAGS)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

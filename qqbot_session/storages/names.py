@@ -5,7 +5,7 @@ Rules:
 * An id made of `[A-Za-z0-9_-]`, at most 242 of them, has the TypeScript original's name. Any other
   has the original's replaced name, shortened, and a hash: 143 bytes in all, because an encrypted
   home (eCryptfs) allows no more.
-* A record may lie under a name that was given before: our longer shortened one, or the original's.
+* A record may also lie under the original's name.
 * No two ids share our name, on a disk that knows upper and lower case.
 """
 
@@ -16,10 +16,9 @@ import re
 
 _LONGEST = 255  # bytes, on every ordinary file system
 _SHORTENED = 105  # characters before the hash: 143 bytes in all
-_SHORTENED_BEFORE = 128  # until 143 bytes were found to be the limit of some
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,242}")  # both programs use its name, at most 255 bytes
 _RECORD_NAME = re.compile(
-    r"session-[A-Za-z0-9_-]{1,242}\.json|session-[A-Za-z0-9_-]{1,120}\.[0-9a-f]{32}\.json"
+    r"session-[A-Za-z0-9_-]{1,242}\.json|session-[A-Za-z0-9_-]{1,97}\.[0-9a-f]{32}\.json"
 )
 
 
@@ -40,18 +39,17 @@ def file_name(account_id: str) -> str:
     """Return the name that we write."""
     if _PLAIN_ID.fullmatch(account_id):
         return f"session-{account_id}.json"
-    return _with_hash(account_id, _SHORTENED)
+    return _with_hash(account_id)
 
 
 def other_names(account_id: str) -> tuple[str, ...]:
-    """Return the other names that a record of this account may lie under, the newest first."""
+    """Return the other names that a record of this account may lie under: the original's."""
     if _PLAIN_ID.fullmatch(account_id):
         return ()
     original = original_name(account_id)
-    names = (_with_hash(account_id, _SHORTENED_BEFORE), original)
-    return tuple(name for name in names if name != file_name(account_id) and len(name) <= _LONGEST)
+    return (original,) if len(original) <= _LONGEST else ()
 
 
-def _with_hash(account_id: str, length: int) -> str:
-    start = original_name(account_id).removesuffix(".json")[:length]
+def _with_hash(account_id: str) -> str:
+    start = original_name(account_id).removesuffix(".json")[:_SHORTENED]
     return f"{start}.{hashlib.sha256(account_id.encode()).hexdigest()[:32]}.json"

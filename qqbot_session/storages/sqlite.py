@@ -4,100 +4,100 @@ Rules:
 
 * One thread and one connection for what changes the database, one of each for what reads it. A
   batch is one statement in one hop: each step of a statement gives the interpreter's lock away,
-  and a busy loop gives it back late.
-* A batch succeeds or fails whole: SQLite's atomicity is the whole of it. Only accounts that are
-  another's by a lease fail alone.
-* What stands at the path is compared with what is open before each use, the database and its
-  `-wal`: SQLite itself would go on writing, and report success, into a file that was deleted.
-* Only a database that carries our application id is ever opened, and only one that also is corrupt
-  is ever set aside. 100 bytes tell; they are read before SQLite sees the file, because SQLite
-  begins by changing it.
-* Both connections are opened anew together: within a process they share what SQLite knows of the
-  file.
+  and a busy loop gives it back late. Reads that wait for one another are one statement, too.
+* A batch succeeds or fails whole: SQLite's atomicity is the whole of it. Only accounts whose lease
+  somebody else holds fail alone.
+* Whether a lease has ended is judged within the statement that takes it, when that has the lock.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
 import sqlite3
-import stat
-import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import LeaseLostError
 from ..logs import say
-from .base import READ_LIMIT, NotRegularError, is_of
+from .base import READ_LIMIT, RecordChangedError, is_of
+from .database import (
+    DAMAGED,
+    IS_KEY,
+    Database,
+    NotOurDatabaseError,
+    Thread,
+    rescue,
+    shares_memory,
+    transaction,
+)
+from .places import expanded
+from .threads import Threads, Together
 
-__all__ = ["NotOurDatabaseError", "SqliteStorage"]
+__all__ = ["Examination", "NotOurDatabaseError", "SqliteStorage"]
 
 _T = TypeVar("_T")
-_Thread = Literal["writer", "reader"]
-_File = tuple[int, int] | None  # device and inode
+_Row = tuple[int, str, bytes]
 
 _log = logging.getLogger(__name__)
 
 _OLDEST = (3, 24, 0)  # the first with an upsert
-_MAGIC = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat2.html#the_database_header
-_APPLICATION_ID = 0x51515353  # "QQSS"
-_VERSION = 1
-_PATIENCE = 1.0  # seconds for another process's lock: longer is a stall, less makes traffic fail
 _ROWS = 300  # of three variables each; SQLite allows 999 everywhere
 _PAGE = 256  # records per hop of a scan: a reader that stays open lets the log grow without bound
-_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL}
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_NETWORK = ("nfs", "cifs", "smb", "ceph", "afs", "fuse.sshfs", "fuse.glusterfs", "glusterfs")
 
-# `sessions` has a rowid: accounts that are due together were inserted together, and so lie on the
-# same pages; 13 times fewer bytes reach the disk than with the table in the order of its keys.
-_SCHEMA = (
-    "CREATE TABLE sessions (account_id TEXT PRIMARY KEY NOT NULL, record BLOB NOT NULL)",
-    "CREATE TABLE leases (account_id TEXT PRIMARY KEY NOT NULL, token TEXT NOT NULL,"
-    " ends REAL NOT NULL, ttl REAL NOT NULL) WITHOUT ROWID",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {_VERSION}",
-)
 # Of an empty blob `substr` is NULL.
 _RECORD = f"ifnull(substr(CAST(record AS BLOB), 1, {READ_LIMIT}), x'')"
-_READ = f"SELECT {_RECORD} FROM sessions WHERE account_id = ?"
 _SCAN = (
     f"SELECT rowid, account_id, {_RECORD} FROM sessions"
-    f" WHERE rowid > ? ORDER BY rowid LIMIT {_PAGE}"
+    f" WHERE rowid > ? AND {IS_KEY} ORDER BY rowid LIMIT {_PAGE}"
 )
 _DISCARD = f"DELETE FROM sessions WHERE account_id = ? AND {_RECORD} = ?"
+_MAKE_ANEW = "INSERT INTO sessions VALUES (?, ?) ON CONFLICT (account_id) DO NOTHING"
+_REPLACE = f"UPDATE sessions SET record = ? WHERE account_id = ? AND {_RECORD} = ?"
 
-# `ends` is in seconds of the machine's monotonic clock, which all its processes share. A lease that
-# ends much later than `ttl` from now is of an earlier boot, and over; much, because now is when the
-# clock was read, and a statement may have waited for another's since.
-_WAITED = 60.0  # seconds
+# `now()` is the machine's monotonic clock in seconds, which all its processes share, when the
+# statement has the lock. A lease that ends later than `ttl` from now is of an earlier boot, and
+# over.
+_HELD = "ends > now() AND ends <= now() + ttl"
 _MAY_WRITE = (  # `column2` is the writer's token: the lease's, or NULL where nobody holds one
     "column2 IS (SELECT token FROM leases WHERE account_id = column1"
-    f" AND (token = column2 OR (ends > ? AND ends <= ? + ttl + {_WAITED})))"
+    f" AND (token = column2 OR ({_HELD})))"
 )
-_HOLDER = "SELECT token, ends, ttl FROM leases WHERE account_id = ?"
+_HOLDERS = f"SELECT account_id FROM leases WHERE token != '' AND {_HELD} ORDER BY account_id"
+_HOLDER = f"SELECT token, ends, {_HELD} FROM leases WHERE account_id = ?"
 _ACQUIRE = (
-    "INSERT INTO leases VALUES (:id, :token, :now + :ttl, :ttl)"
-    " ON CONFLICT (account_id) DO UPDATE SET token = :token, ends = :now + :ttl, ttl = :ttl"
-    f" WHERE token = :token OR ends <= :now OR ends > :now + leases.ttl + {_WAITED}"
+    "INSERT INTO leases VALUES (:id, :token, now() + :ttl, :ttl)"
+    " ON CONFLICT (account_id) DO UPDATE SET token = :token, ends = excluded.ends, ttl = :ttl"
+    " WHERE token = :token OR NOT (leases.ends > now() AND leases.ends <= now() + leases.ttl)"
 )
 _RENEW = (
-    "UPDATE leases SET ends = :now + :ttl, ttl = :ttl WHERE account_id = :id AND token = :token"
+    "UPDATE leases SET ends = now() + :ttl, ttl = :ttl WHERE account_id = :id AND token = :token"
 )
 _REMEMBER = (
-    "INSERT INTO leases VALUES (:id, :token, :now + :ttl, :ttl) ON CONFLICT (account_id) DO NOTHING"
+    "INSERT INTO leases SELECT :id, :token, now() + :ttl, :ttl WHERE now() < :until"
+    " ON CONFLICT (account_id) DO NOTHING"
 )
 _RELEASE = "UPDATE leases SET token = '', ends = 0 WHERE account_id = ? AND token = ?"
 
 
-class NotOurDatabaseError(NotRegularError):
-    """Something else than a database of ours stands at the path; it is left alone."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What `SqliteStorage.examine` found.
+
+    Attributes:
+        journal: SQLite's journal mode: `wal`, or `delete` where a volume has no shared memory.
+        damage: what is wrong with the database; empty if it is intact.
+        held: the accounts whose leases somebody holds, in order.
+        shares_memory: whether the volume lets processes share memory, as `wal` needs.
+    """
+
+    journal: str
+    damage: str
+    held: tuple[str, ...]
+    shares_memory: bool
 
 
 class SqliteStorage:
@@ -133,19 +133,15 @@ class SqliteStorage:
             raise TypeError(f"path must be a str or os.PathLike[str], not {path!r}")
         if not name or "\0" in name or name.startswith(":"):
             raise ValueError(f"path must be a path, not {path!r}")
-        expanded = os.path.expanduser(name)
-        if expanded.startswith("~"):
-            raise ValueError(f"path names no user's home directory: {path!r}")
         if not isinstance(durable, bool):
             raise TypeError(f"durable must be a bool, not {durable!r}")
         if sqlite3.sqlite_version_info < _OLDEST:
             raise RuntimeError(f"SQLite 3.24 or later is needed, not {sqlite3.sqlite_version}")
-        self.path = expanded
+        self.path = expanded("path", name)
         self.durable = durable
-        self._database = _Database(expanded, durable=durable)
-        self._threads: dict[_Thread, ThreadPoolExecutor] = {}
-        self._retired: dict[_Thread, ThreadPoolExecutor] = {}
-        self._process = os.getpid()
+        self._database = Database(self.path, durable=durable)
+        self._threads = Threads("qqbot_session-sqlite", self._begin_afresh)
+        self._reads = Together(lambda ids: self._hop("reader", self._read, ids))
         self._tokens: dict[str, str] = {}  # of the leases acquired here
         self._until: dict[str, float] = {}  # monotonic; nobody else can have the lease before
 
@@ -158,7 +154,7 @@ class SqliteStorage:
         Raises:
             sqlite3.Error, OSError: it cannot be read.
         """
-        return await self._hop("reader", self._read, account_id)
+        return await self._reads.read(account_id)
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         """Write and delete records, all of them or none.
@@ -172,12 +168,24 @@ class SqliteStorage:
         """
         return await self._hop("writer", self._commit, changes)
 
+    async def exchange(
+        self, changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Mapping[str, Exception]:
+        """Write each record whose place still holds what was read there; `None` is nothing.
+
+        Returns:
+            The failures per account id: a `RecordChangedError` where something else is by now.
+        """
+        return await self._hop("writer", self._exchange, changes)
+
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield every account id with its record.
 
+        Of a damaged database it yields what can still be read, with one warning; nothing is
+        changed.
+
         Raises:
-            sqlite3.Error, OSError: it cannot be read to its end. A corrupt database has then been
-                set aside.
+            sqlite3.Error, OSError: it cannot be read.
         """
         after: int | None = -(2**63)
         while after is not None:
@@ -205,63 +213,73 @@ class SqliteStorage:
         """Give the lease up."""
         await self._hop("writer", self._release, account_id, token)
 
+    async def examine(self) -> Examination | None:
+        """Look for damage, which reads all of it; `None` if there is no database.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be read.
+        """
+        return await self._hop("reader", self._examine)
+
     async def aclose(self) -> None:
         """Close the connections after their last job; the next call would open new ones."""
-        if self._process != os.getpid():
-            return
-        threads, self._threads = self._threads, {}
-        self._retired |= threads
-        if not threading.main_thread().is_alive():
-            self._database.close()
-            return
-        loop = asyncio.get_running_loop()
-        closing = [
-            loop.run_in_executor(executor, self._database.close, name)
-            for name, executor in threads.items()
-        ]
-        for executor in threads.values():
-            executor.shutdown(wait=False)
-        await asyncio.gather(*closing)
+        await self._threads.aclose(self._database.close)  # type: ignore[arg-type]
 
-    async def _hop(self, name: _Thread, function: Callable[..., _T], *args: object) -> _T:
-        if self._process != os.getpid():  # after a fork the parent's threads are not here
-            self._process = os.getpid()
-            self._threads, self._retired = {}, {}
-            self._database.abandon()
-        if not threading.main_thread().is_alive():  # `atexit`: no thread can be had any more
-            return function(*args)
-        executor = self._threads.get(name)
-        if executor is None:
-            executor = ThreadPoolExecutor(1, f"qqbot_session-sqlite-{name}")
-            self._threads[name] = executor
-            if name in self._retired:  # what it has still to do comes first
-                executor.submit(self._retired.pop(name).shutdown)
-        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+    async def _hop(self, name: Thread, function: Callable[..., _T], *args: object) -> _T:
+        return await self._threads.run(name, function, *args)
+
+    def _begin_afresh(self) -> None:
+        """Forget, in a forked child, what is the parent's: connections and leases."""
+        self._database.abandon()
+        self._tokens, self._until = {}, {}
 
     # From here on: on a thread.
 
-    def _read(self, account_id: str) -> bytes | None:
-        def read(connection: sqlite3.Connection) -> bytes | None:
-            row = connection.execute(_READ, (account_id,)).fetchone()
-            return None if row is None else row[0]
+    def _read(self, account_ids: Sequence[str]) -> Mapping[str, bytes | Exception | None]:
+        absent: dict[str, bytes | Exception | None] = dict.fromkeys(account_ids)
 
-        return self._database.run("reader", read, None)
+        def read(connection: sqlite3.Connection) -> Mapping[str, bytes | Exception | None]:
+            try:
+                found = dict(connection.execute(_read_of(len(account_ids)), account_ids))
+            except sqlite3.DatabaseError as error:
+                if len(account_ids) == 1 or error.sqlite_errorcode & 0xFF not in DAMAGED:
+                    raise
+                found = {id_: _read_alone(connection, id_) for id_ in account_ids}
+            return absent | found
+
+        return self._database.run("reader", read, absent)
 
     def _page(self, after: int) -> tuple[list[tuple[str, bytes]], int | None]:
         """Return some records, and after which row the next ones are if there may be any."""
 
-        def read(connection: sqlite3.Connection) -> list[tuple[int, str, bytes]]:
-            return connection.execute(_SCAN, (after,)).fetchall()
+        def read(connection: sqlite3.Connection) -> tuple[list[_Row], int | None]:
+            try:
+                rows = connection.execute(_SCAN, (after,)).fetchall()
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in DAMAGED:
+                    raise
+                rows = list(rescue(connection, after))
+                text = "the database %s is damaged (%s): %d more record(s) can be read"
+                say(logging.WARNING, text, self.path, error, len(rows), logger=_log)
+                return rows, None
+            return rows, rows[-1][0] if len(rows) == _PAGE else None
 
-        try:
-            rows: list[tuple[int, str, bytes]] = self._database.run("reader", read, [])
-        except sqlite3.DatabaseError as error:
-            # Whoever has a session writes it again at its next event; nobody could list it here.
-            if _code(error) in _DAMAGED:
-                self._database.set_aside(error)
-            raise
-        found = [(account_id, data) for _, account_id, data in rows if is_of(account_id, data)]
-        return found, rows[-1][0] if len(rows) == _PAGE else None
+        nothing: tuple[list[_Row], int | None] = ([], None)
+        rows, behind = self._database.run("reader", read, nothing)
+        return [(id_, data) for _, id_, data in rows if is_of(id_, data)], behind
+
+    def _examine(self) -> Examination | None:
+        def examine(connection: sqlite3.Connection) -> Examination:
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            return Examination(
+                journal=journal,
+                damage="" if answer == "ok" else answer,
+                held=tuple(id_ for (id_,) in connection.execute(_HOLDERS)),
+                shares_memory=shares_memory(os.path.dirname(os.path.realpath(self.path))),
+            )
+
+        return self._database.run("reader", examine, None)
 
     def _discard(self, key: str, expected: bytes) -> bool:
         def discard(connection: sqlite3.Connection) -> bool:
@@ -279,10 +297,30 @@ class SqliteStorage:
             # same batch is written once more in a transaction that says whose.
             if len(kept) == len(changes) <= _ROWS and self._upsert(connection, kept) == len(kept):
                 return {}
-            with _transaction(connection):
+            with transaction(connection):
                 return self._write(connection, changes)
 
         return self._database.run("writer", write, {})
+
+    def _exchange(
+        self, changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Mapping[str, Exception]:
+        def exchange(connection: sqlite3.Connection) -> Mapping[str, Exception]:
+            failures: dict[str, Exception] = {}
+            with transaction(connection):
+                for some in _pieces(list(changes)):
+                    failures |= self._refused(connection, some)
+                for account_id in changes.keys() - failures.keys():
+                    expected, data = changes[account_id]
+                    if expected is None:
+                        done = connection.execute(_MAKE_ANEW, (account_id, data))
+                    else:
+                        done = connection.execute(_REPLACE, (data, account_id, expected))
+                    if not done.rowcount:
+                        failures[account_id] = RecordChangedError(account_id)
+            return failures
+
+        return self._database.run("writer", exchange, {})
 
     def _write(
         self, connection: sqlite3.Connection, changes: Mapping[str, bytes | None]
@@ -305,8 +343,6 @@ class SqliteStorage:
         values: list[Any] = []
         for account_id, data in kept:
             values += (account_id, self._tokens.get(account_id), data)
-        now = time.monotonic()
-        values += (now, now)
         return connection.execute(_upsert_of(len(kept)), values).rowcount
 
     def _refused(
@@ -315,17 +351,15 @@ class SqliteStorage:
         values: list[Any] = []
         for account_id in account_ids:
             values += (account_id, self._tokens.get(account_id))
-        now = time.monotonic()
         marks = ", ".join(["(?, ?)"] * len(account_ids))
         query = f"SELECT column1 FROM (VALUES {marks}) WHERE NOT ({_MAY_WRITE})"
-        return _not_ours(id_ for (id_,) in connection.execute(query, [*values, now, now]))
+        return _not_ours(id_ for (id_,) in connection.execute(query, values))
 
     def _acquire(self, account_id: str, token: str, ttl: float) -> bool:
         def acquire(connection: sqlite3.Connection) -> bool:
             if self._is_anothers(connection, account_id, token):  # to look costs no transaction
                 return False
-            now = time.monotonic()
-            lease = {"id": account_id, "token": token, "now": now, "ttl": ttl}
+            lease = {"id": account_id, "token": token, "ttl": ttl}
             return connection.execute(_ACQUIRE, lease).rowcount > 0
 
         asked = time.monotonic()
@@ -336,12 +370,11 @@ class SqliteStorage:
         return True
 
     def _is_anothers(self, connection: sqlite3.Connection, account_id: str, token: str) -> bool:
-        now = time.monotonic()
         holder = connection.execute(_HOLDER, (account_id,)).fetchone()
         if holder is None:  # nobody's, or forgotten: then its holder may set it again
-            return self._until.get(account_id, now) > now
-        other, ends, ttl = holder
-        if other == token or not now < ends <= now + ttl + _WAITED:
+            return self._until.get(account_id, 0.0) > time.monotonic()
+        other, ends, is_held = holder
+        if other == token or not is_held:
             return False
         self._until[account_id] = ends
         return True
@@ -349,13 +382,12 @@ class SqliteStorage:
     def _renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
         def renew(connection: sqlite3.Connection) -> set[str]:
             lost = set()
-            with _transaction(connection):
-                now = time.monotonic()
+            with transaction(connection):
                 for account_id, token in held.items():
-                    lease = {"id": account_id, "token": token, "now": now, "ttl": ttl}
+                    lease = {"id": account_id, "token": token, "ttl": ttl}
+                    until = {"until": self._until.get(account_id, 0.0)}
                     if not connection.execute(_RENEW, lease).rowcount and not (
-                        now < self._until.get(account_id, now)
-                        and connection.execute(_REMEMBER, lease).rowcount
+                        connection.execute(_REMEMBER, lease | until).rowcount
                     ):
                         lost.add(account_id)
             return lost
@@ -375,202 +407,22 @@ class SqliteStorage:
             )
 
 
-class _ReplacedError(Exception):
-    """Something else stands at the path than what is open."""
-
-
-class _Database:
-    """The two connections to one database, and what stands at its path. Used on threads."""
-
-    def __init__(self, path: str, *, durable: bool) -> None:
-        self._path = path
-        self._durable = durable
-        self._resolved = os.path.isabs(path)
-        self._open: dict[_Thread, tuple[sqlite3.Connection, str, tuple[_File, _File]]] = {}
-        self._locks: dict[_Thread, threading.Lock] = {}
-        self._warned = False
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Forget the connections of the process that this one was forked from.
-
-        SQLite forbids to use them here, and to close them.
-        """
-        _inherited.extend(connection for connection, _, _ in self._open.values())
-        self._open = {}
-        self._locks = {"writer": threading.Lock(), "reader": threading.Lock()}
-
-    def exists(self) -> bool:
-        return _file_at(self._where()) is not None
-
-    def run(self, name: _Thread, work: Callable[[sqlite3.Connection], _T], missing: _T) -> _T:
-        """Return what `work` makes of the connection, or `missing` if there is none to read."""
-        try:
-            return self._attempt(name, work, missing)
-        except _ReplacedError:
-            self._part()
-        except sqlite3.DatabaseError as error:
-            if name == "writer" and _code(error) in _DAMAGED:
-                self.set_aside(error)
-            elif _code(error) in _BUSY:
-                raise
-            else:  # the next attempt opens it anew, whatever this was
-                self.close()
-                raise
-        return self._attempt(name, work, missing)
-
-    def close(self, only: _Thread | None = None) -> None:
-        for name, lock in self._locks.items():
-            if only in (None, name):
-                with lock:
-                    if opened := self._open.pop(name, None):
-                        opened[0].close()
-
-    def _part(self) -> None:
-        """Close what is no longer at the path; its log must not become that of what is there now.
-
-        SQLite tells a log's database by its name alone. So the log goes into the database it is
-        of, wherever that is by now; what cannot is kept under another name.
-        """
-        for name, lock in self._locks.items():
-            with lock, contextlib.suppress(sqlite3.Error):
-                if name in self._open:
-                    self._open[name][0].execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        left = {log: identity for _, log, identity in self._open.values()}
-        self.close()
-        for log, (database, file) in left.items():
-            if file == _file_at(log) and database != _file_at(self._path) and os.path.getsize(log):
-                os.rename(log, f"{log}.of-another-{time.time_ns()}")
-                _warn("%s was replaced while it was in use; its log is kept", self._path)
-
-    def set_aside(self, error: Exception) -> None:
-        """Rename the corrupt database that is open, unless another process has done so."""
-        found = [identity for _, _, (identity, _) in self._open.values()]
-        self.close()
-        real = os.path.realpath(self._where())
-        if (found and _file_at(real) not in found) or not _holds_ours(real):
-            return
-        aside = f"{real}.corrupt-{time.time_ns()}"
-        for suffix in ("-wal", "-shm", ""):  # the database last: until then others see it changed
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(real + suffix, aside + suffix)
-        text = "the database %s is corrupt (%s); set aside as %s"
-        _warn(text, real, error, aside, level=logging.ERROR)
-
-    def _attempt(self, name: _Thread, work: Callable[[sqlite3.Connection], _T], missing: _T) -> _T:
-        with self._locks[name]:
-            connection = self._connection(name)
-            return missing if connection is None else work(connection)
-
-    def _where(self) -> str:
-        if not self._resolved:
-            self._path, self._resolved = os.path.abspath(self._path), True
-        return self._path
-
-    def _connection(self, name: _Thread) -> sqlite3.Connection | None:
-        path = self._where()
-        if name in self._open:
-            connection, log, identity = self._open[name]
-            if identity != (_file_at(path), _file_at(log)):
-                raise _ReplacedError
-            return connection
-        if name == "writer":
-            self._make(path)
-        if not _holds_ours(path) and name == "reader":
-            return None
-        real = os.path.realpath(path)
-        connection = self._connect(real)
-        self._open[name] = (connection, f"{real}-wal", (_file_at(path), _file_at(f"{real}-wal")))
-        return connection
-
-    def _make(self, path: str) -> None:
-        if _file_at(path) is not None:
-            return
-        directory = os.path.dirname(path)
-        _make_directory(directory)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            os.close(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600))
-        _sync_directory(directory)
-
-    def _connect(self, real: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            real, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.text_factory = _text
-            _prepare(connection, real)
-            level = "FULL" if self._durable else "NORMAL"
-            for pragma in (
-                f"synchronous = {level}",
-                "cache_size = -8000",
-                "journal_size_limit = 67108864",
-                "trusted_schema = OFF",
-            ):
-                connection.execute(f"PRAGMA {pragma}")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log
-        except BaseException:
-            connection.close()
-            raise
-        self._warn_of_a_network(real)
-        return connection
-
-    def _warn_of_a_network(self, real: str) -> None:
-        if not self._warned:
-            self._warned = True
-            kind = _file_system_of(real)
-            if kind.startswith(_NETWORK):
-                _warn(
-                    "%s is on a network file system (%s): more than one machine must not use it",
-                    *(real, kind),
-                )
-
-
-def _warn(text: str, *args: object, level: int = logging.WARNING) -> None:
-    say(level, text, *args, logger=_log, stacklevel=2)
-
-
-_inherited: list[sqlite3.Connection] = []
-
-
-def _prepare(connection: sqlite3.Connection, real: str) -> None:
-    """Let the database have its tables, and a log that readers and a writer can share."""
-    # Whatever `durable` says: a torn first page would be nobody's.
-    connection.execute("PRAGMA synchronous = FULL")
-    if _number(connection, "application_id") != _APPLICATION_ID:
-        with _transaction(connection):
-            if _number(connection, "application_id") != _APPLICATION_ID:  # nobody else was faster
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-    version = _number(connection, "user_version")
-    if version > _VERSION:
-        raise NotOurDatabaseError(f"{real!r} is of a later version of this library: {version}")
-    until = time.monotonic() + _PATIENCE
-    while not _has_log(connection, real):  # SQLite does not wait where two begin it at once
-        if time.monotonic() > until:
-            raise sqlite3.OperationalError(f"{real!r} is locked")
-        time.sleep(0.01)
-
-
-def _has_log(connection: sqlite3.Connection, real: str) -> bool:
+def _read_alone(connection: sqlite3.Connection, account_id: str) -> bytes | Exception | None:
     try:
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    except sqlite3.OperationalError as error:
-        if _code(error) != sqlite3.SQLITE_BUSY:
-            raise
-        return False
-    if mode != "wal":
-        raise sqlite3.OperationalError(f"{real!r} is where SQLite cannot have a write-ahead log")
-    return True
-
-
-def _number(connection: sqlite3.Connection, pragma: str) -> int:
-    (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
-    return int(value)
+        row = connection.execute(_read_of(1), (account_id,)).fetchone()
+    except sqlite3.DatabaseError as error:
+        return error
+    return None if row is None else row[1]
 
 
 def _not_ours(account_ids: Iterable[str]) -> dict[str, Exception]:
     return {id_: LeaseLostError(f"the lease of {id_!r} is not ours") for id_ in account_ids}
+
+
+@lru_cache(_ROWS)
+def _read_of(rows: int) -> str:
+    marks = ", ".join("?" * rows)
+    return f"SELECT account_id, {_RECORD} FROM sessions WHERE account_id IN ({marks})"
 
 
 @lru_cache(_ROWS)
@@ -585,92 +437,3 @@ def _upsert_of(rows: int) -> str:
 def _pieces(items: list[_T]) -> Iterator[list[_T]]:
     for start in range(0, len(items), _ROWS):
         yield items[start : start + _ROWS]
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _text(data: bytes) -> str:
-    """Decode an account id, also one that somebody else's tool broke."""
-    return data.decode("utf-8", "replace")
-
-
-def _code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _file_at(path: str) -> _File:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _holds_ours(path: str) -> bool:
-    """Return whether a database of ours is at the path, `False` where one can be made.
-
-    Raises:
-        NotOurDatabaseError: something else is there.
-    """
-    try:
-        file = os.open(
-            path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
-    except FileNotFoundError:
-        return False
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise NotOurDatabaseError(f"{path!r} is no regular file")
-        head = os.read(file, 100)
-    finally:
-        os.close(file)  # before SQLite opens it: a close drops the process's locks on the file
-    if not head or (not head.strip(b"\0") and os.path.exists(f"{os.path.realpath(path)}-journal")):
-        return False  # nothing, or what somebody died over and the journal undoes
-    if head[:16] == _MAGIC and head[68:72] == _APPLICATION_ID.to_bytes(4, "big"):
-        return True
-    raise NotOurDatabaseError(f"{path!r} is no database of ours and is left alone")
-
-
-def _make_directory(directory: str) -> None:
-    missing = []
-    while not os.path.isdir(directory) and directory != os.path.dirname(directory):
-        missing.append(directory)
-        directory = os.path.dirname(directory)
-    for path in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        _sync_directory(os.path.dirname(path))
-
-
-def _sync_directory(path: str) -> None:
-    """Put the directory's names on the disk where that can be done; SQLite asks for no more."""
-    with contextlib.suppress(OSError):
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
-
-
-def _file_system_of(path: str) -> str:
-    """Return the kind of file system, '' where the system does not say."""
-    if sys.platform != "linux":
-        return ""
-    device = os.stat(path).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-        for line in mounts:  # https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
-            before, _, after = line.partition(" - ")
-            if before.split()[2] == number:
-                return after.split()[0]
-    return ""
