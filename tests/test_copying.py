@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,8 @@ async def test_what_is_no_record_is_counted_and_left(tmp_path: Path) -> None:
 
 async def test_what_is_not_on_the_target_is_a_failure_by_name() -> None:
     class Refuses(MemoryStorage):
+        exchange = None  # type: ignore[assignment]  # nor can it compare and write in one step
+
         async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
             if "account-200" in changes:
                 raise OSError("the disk is full")
@@ -84,6 +87,49 @@ async def test_what_is_not_on_the_target_is_a_failure_by_name() -> None:
     assert {"a", "a.b", "account-200"} <= done.failures.keys()
     assert done.copied == len(RECORDS) - len(done.failures) == len(target.records)
     assert "account-200" not in target.records
+
+
+@pytest.mark.parametrize("kind", ["memory", "files", "sqlite"])
+async def test_a_bot_that_runs_on_the_target_loses_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes between the look of `copy` and its write: its newer record stays."""
+    # promise 25
+    target: Any = {
+        "memory": MemoryStorage,
+        "files": lambda: FileStorage(tmp_path / "sessions"),
+        "sqlite": lambda: SqliteStorage(tmp_path / "sessions.db"),
+    }[kind]()
+    await target.commit({"there": record("there", 1, 900.0)})
+    newer = {name: record(name, 9, 2000.0) for name in ("there", "new")}
+    exchange = target.exchange
+    busy = [True]
+
+    async def exchange_beside_a_bot(changes: Any) -> Any:
+        if busy.pop():
+            busy.append(False)
+            await target.commit(newer)
+        return await exchange(changes)
+
+    monkeypatch.setattr(target, "exchange", exchange_beside_a_bot)
+    source = MemoryStorage({name: record(name) for name in ("there", "new", "quiet")})
+    assert await copy(source, target) == Copied(copied=1, kept=2)
+    assert await contents(target) == sorted([*newer.values(), record("quiet")])
+    await target.aclose()
+
+
+async def test_a_record_that_never_stands_still_is_a_failure_by_name() -> None:
+    class Busy(MemoryStorage):
+        async def exchange(self, changes: Any) -> Any:
+            self.records["a"] = record("a", len(self.records["a"]), 900.0 + next(self.ages))
+            return await super().exchange(changes)
+
+        ages = iter(range(100))
+
+    target = Busy({"a": record("a", 1, 900.0)})
+    done = await copy(MemoryStorage({"a": record("a"), "b": record("b")}), target)
+    assert done.copied == 1
+    assert list(done.failures) == ["a"]
 
 
 async def test_a_source_that_cannot_be_listed_is_an_error() -> None:

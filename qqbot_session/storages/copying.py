@@ -5,23 +5,27 @@ Rules:
 * Storages hold bytes; what is copied is byte for byte what `read` gives, and only what is a record
   of its own account. What is none is counted, and left where it is.
 * The newer of two records stays, so that a copy can be repeated: while the bot still runs on the
-  source, and again when it has stopped.
+  source, and again when it has stopped. A bot that runs on the target loses nothing either: the
+  target compares in the very step in which it writes, and what changed meanwhile is judged again.
 * Nothing counts as copied that cannot be read back.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import InvalidRecordError
 from ..state import SessionState, decode
-from .base import Storage
+from .base import ExchangingStorage, RecordChangedError, Storage
 
 __all__ = ["Copied", "copy"]
 
 _BATCH = 128  # records
+_TRIES = 5  # for a record that a bot goes on writing
+_COUNTED = ("copied", "same", "kept", "unreadable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,27 +100,27 @@ async def _copy(
     source: Storage, target: Storage, account_ids: Sequence[str], done: Copied, *, overwrite: bool
 ) -> Copied:
     """Copy a batch; what stands under a name that its account id does not give is no record."""
-    records = dict(zip(account_ids, await _read(source, account_ids), strict=True))
-    theirs = dict(zip(account_ids, await _read(target, account_ids), strict=True))
-    changes: dict[str, bytes] = {}
-    unreadable = same = kept = 0
-    for account_id, data in records.items():
-        state = None if data is None else _try_decode(data)
-        if data is None or state is None or state.account_id != account_id:
-            unreadable += 1
-        elif theirs[account_id] == data:
-            same += 1
-        elif not overwrite and _is_newer(theirs[account_id], state):
-            kept += 1
-        else:
-            changes[account_id] = data
-    failures = await _write(target, changes)
-    return replace(
-        done,
-        copied=done.copied + len(changes) - len(failures),
-        same=done.same + same,
-        kept=done.kept + kept,
-        unreadable=done.unreadable + unreadable,
+    records = zip(account_ids, await _read(source, account_ids), strict=True)
+    ours = {id_: data for id_, data in records if data is not None and _names(data) == id_}
+    counts = Counter(unreadable=len(account_ids) - len(ours))
+    failures: dict[str, Exception] = {}
+    for _ in range(_TRIES):
+        theirs = dict(zip(ours, await _read(target, list(ours)), strict=True))
+        changes: dict[str, tuple[bytes | None, bytes]] = {}
+        for account_id, data in ours.items():
+            failures.pop(account_id, None)  # of the try before
+            if theirs[account_id] == data:
+                counts["same"] += 1
+            elif not overwrite and _is_newer(theirs[account_id], data):
+                counts["kept"] += 1
+            else:
+                changes[account_id] = theirs[account_id], data
+        failed = await _write(target, changes)
+        counts["copied"] += len(changes) - len(failed)
+        failures |= failed
+        ours = {id_: ours[id_] for id_, e in failed.items() if isinstance(e, RecordChangedError)}
+    return Copied(
+        **{name: getattr(done, name) + counts[name] for name in _COUNTED},
         failures={**done.failures, **failures},
     )
 
@@ -125,16 +129,23 @@ async def _read(storage: Storage, account_ids: Sequence[str]) -> list[bytes | No
     return await asyncio.gather(*[storage.read(account_id) for account_id in account_ids])
 
 
-async def _write(target: Storage, changes: Mapping[str, bytes]) -> Mapping[str, Exception]:
+async def _write(
+    target: Storage, changes: Mapping[str, tuple[bytes | None, bytes]]
+) -> Mapping[str, Exception]:
+    """Write what should replace what; return the failures per account id."""
     if not changes:
         return {}
     try:
-        failures = dict(await target.commit(changes))
+        if isinstance(target, ExchangingStorage):
+            failures = dict(await target.exchange(changes))
+        else:
+            failures = dict(await target.commit({id_: data for id_, (_, data) in changes.items()}))
     except Exception as error:  # noqa: BLE001 - of these; the next batch may be written
         return dict.fromkeys(changes, error)
     written = [account_id for account_id in changes if account_id not in failures]
     for account_id, data in zip(written, await _read(target, written), strict=True):
-        if data != changes[account_id]:
+        ours = changes[account_id][1]
+        if data != ours and not _is_newer(data, ours):
             failures[account_id] = OSError(f"the copy of {account_id!r} is not what was written")
     return failures
 
@@ -146,6 +157,13 @@ def _try_decode(data: bytes) -> SessionState | None:
         return None
 
 
-def _is_newer(theirs: bytes | None, state: SessionState) -> bool:
+def _names(data: bytes) -> str | None:
+    """Return the account that a record names."""
+    state = _try_decode(data)
+    return None if state is None else state.account_id
+
+
+def _is_newer(theirs: bytes | None, ours: bytes) -> bool:
     known = None if theirs is None else _try_decode(theirs)
-    return known is not None and known.saved_at > state.saved_at
+    state = _try_decode(ours)
+    return known is not None and state is not None and known.saved_at > state.saved_at
