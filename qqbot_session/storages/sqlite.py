@@ -37,7 +37,7 @@ from .database import (
 from .places import expanded
 from .threads import Threads, Together
 
-__all__ = ["Examination", "NotOurDatabaseError", "SqliteStorage"]
+__all__ = ["NotOurDatabaseError", "SqliteStorage"]
 
 _T = TypeVar("_T")
 _Row = tuple[int, str, bytes]
