@@ -4,6 +4,8 @@ Rules:
 
 * The sessions are kept where QQBOT_SESSION_STORAGE says.
 * What already uses an integration of ours stays as it is.
+* Applications whose handlers only put messages into a queue (`QUEUES`) are watched until the answer
+  is out.
 * An integration is imported as late as possible. If it cannot be imported, that is one line on
   standard error, and the program runs on without it.
 """
@@ -15,10 +17,19 @@ import functools
 import os
 import sys
 import weakref
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from ..answers import Answers, Until
 from . import VARIABLE, say
+
+QUEUES: Mapping[str, Mapping[str, Any]] = {
+    "astrbot": {},
+    "nanobot": {"in_handler": False},  # its handler sends "⏳ Processing..."
+}
+"""The top-level packages of applications whose handlers return before anybody reads the message,
+and the arguments of `Answers` for each."""
 
 
 def wrap_botpy(botpy: ModuleType) -> None:
@@ -35,7 +46,7 @@ def wrap_botpy(botpy: ModuleType) -> None:
             botpy.Client.__init__ = construct
             return
         if not isinstance(self, SessionMixin):
-            remember(self, _storage())
+            remember(self, _storage(), until=_until(type(self)))
 
     botpy.Client.__init__ = constructed
 
@@ -119,6 +130,11 @@ class _AgentSdk:
         if len(found) == 1:
             return str(*found)
         raise LookupError(f"which of {len(found)} app ids a socket is for cannot be told")
+
+
+def _until(kind: type) -> Until:
+    options = QUEUES.get(kind.__module__.partition(".")[0])
+    return "handled" if options is None else Answers(**options)
 
 
 def _storage() -> str:
