@@ -1,4 +1,11 @@
-"""The `Socket` of `ShardRunner` on aiohttp."""
+"""The `Socket` of `ShardRunner` on aiohttp.
+
+Rules:
+
+* The line takes the same way as the bot's HTTP calls: directly, or through the proxy that the
+  environment names.
+* A redirect is an error: the token would go to whoever it names.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,9 @@ from typing import Any
 
 import aiohttp
 
+from ..proxies import proxy_for
 from ..shard import MAX_FRAME_BYTES
+from ..words import shown
 
 _DATA = (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
 _NO_CODE = (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE)
@@ -18,8 +27,17 @@ class AiohttpSocket:
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self._ws = ws
         # aiohttp has no public way to end a line without saying goodbye.
-        connection = getattr(getattr(ws, "_response", None), "connection", None)
+        self._response = getattr(ws, "_response", None)
+        connection = getattr(self._response, "connection", None)
         self._transport = getattr(connection, "transport", None)
+
+    def refuse_redirect(self) -> None:
+        """Cut the line and raise a `ClientError` if it leads to where a redirect led."""
+        if getattr(self._response, "history", ()):
+            if self._transport is not None:
+                self._transport.abort()
+            where = shown(getattr(self._response, "url", ""))
+            raise aiohttp.ClientError(f"the gateway redirects to {where}, which is not followed")
 
     async def send(self, frame: str, /) -> None:
         """Send a text frame."""
@@ -53,8 +71,15 @@ async def connect(http: aiohttp.ClientSession, url: str, **options: Any) -> Aioh
         http: not closed by us.
         url: the gateway's address, as `GET /gateway` tells it.
         options: for `ClientSession.ws_connect`, such as `proxy`.
+
+    Raises:
+        aiohttp.ClientError, OSError, TimeoutError: there is none to be had.
+        ValueError: the environment names a proxy that cannot be used.
     """
     # Undecoded, a text frame that is not UTF-8 is one skipped frame, and not the end of the line.
-    defaults = {"max_msg_size": MAX_FRAME_BYTES, "decode_text": False}
-    ws = await http.ws_connect(url, **{**defaults, **options})
-    return AiohttpSocket(ws)
+    defaults: dict[str, Any] = {"max_msg_size": MAX_FRAME_BYTES, "decode_text": False}
+    if "proxy" not in options and getattr(http, "_default_proxy", None) is None:
+        defaults["proxy"] = proxy_for(url)
+    socket = AiohttpSocket(await http.ws_connect(url, **{**defaults, **options}))
+    socket.refuse_redirect()
+    return socket

@@ -1,4 +1,8 @@
-"""The `Socket` of `ShardRunner` on httpx-ws, which qq-botpy-sdk brings."""
+"""The `Socket` of `ShardRunner` on httpx-ws, which qq-botpy-sdk brings.
+
+Its argument `max_message_size_bytes` is the size of a read, not of a message, and over TLS each
+read takes as much memory (0.9.0). So it stays small, and the bytes of a message are counted here.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,37 @@ import asyncio
 import logging
 from typing import Any
 
+import httpcore
 import httpx
 from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect, aconnect_ws
 
+from ..logs import say
+from ..proxies import proxy_for
 from ..shard import MAX_FRAME_BYTES
 
-_log = logging.getLogger("qqbot_session")
+_READ = 65_536  # bytes; httpx-ws' own default
+
+
+class _Bounded:
+    """A network stream that fails once a message is too long.
+
+    Attributes:
+        bytes: read since the last message.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def read(self, *args: Any, **options: Any) -> bytes:
+        data: bytes = await self._stream.read(*args, **options)
+        self.bytes += len(data)
+        if self.bytes > MAX_FRAME_BYTES + _READ:
+            raise httpcore.ReadError(f"a message is longer than {MAX_FRAME_BYTES} bytes")
+        return data
 
 
 class HttpxWsSocket:
@@ -54,20 +83,17 @@ class HttpxWsSocket:
         return self._code
 
     async def _live(self, url: str, options: dict[str, Any]) -> None:
-        limits = {
-            "max_message_size_bytes": MAX_FRAME_BYTES,
-            "keepalive_ping_interval_seconds": None,
-        }
+        limits = {"max_message_size_bytes": _READ, "keepalive_ping_interval_seconds": None}
         try:
             async with (
-                httpx.AsyncClient(**{"timeout": None} | options) as http,
+                httpx.AsyncClient(**{"timeout": None} | _way(url, options) | options) as http,
                 aconnect_ws(url, http, **limits) as ws,
             ):
                 self._ws.set_result(ws)
                 await self._read(ws)
         except Exception as error:  # noqa: BLE001 - told to whoever waits for the line
             if self._ws.done():
-                _log.debug("httpx-ws: %r", error)
+                say(logging.DEBUG, "httpx-ws: %r", error)
             else:
                 self._ws.set_exception(error)
         finally:
@@ -75,13 +101,27 @@ class HttpxWsSocket:
 
     async def _read(self, ws: AsyncWebSocketSession) -> None:
         try:
+            ws.stream = stream = _Bounded(ws.stream)
             while True:
-                event = await ws.receive()
-                self._frames.put_nowait(getattr(event, "data", ""))
+                frame = getattr(await ws.receive(), "data", "")
+                stream.bytes = 0
+                if len(frame) > MAX_FRAME_BYTES:
+                    say(logging.DEBUG, "httpx-ws: a message of %d bytes", len(frame))
+                    return
+                self._frames.put_nowait(frame)
         except WebSocketDisconnect as end:
             self._code = end.code
         except HTTPXWSException as error:
-            _log.debug("httpx-ws: %r", error)
+            say(logging.DEBUG, "httpx-ws: %r", error)
+
+
+def _way(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that say how to get there: as the bot's HTTP calls do."""
+    if {"proxy", "mounts", "transport"} & options.keys():
+        return {}
+    if (proxy := proxy_for(url)) is not None:
+        return {"proxy": str(proxy)}
+    return {"mounts": {"ws://": None, "wss://": None}}
 
 
 async def connect(url: str, **options: Any) -> HttpxWsSocket:

@@ -1,14 +1,59 @@
-"""The `Socket` of `ShardRunner` on websockets."""
+"""The `Socket` of `ShardRunner` on websockets.
+
+Rules:
+
+* The line takes the same way as the bot's HTTP calls: directly, or through the proxy that the
+  environment names. Addresses are dialled here, so that Happy Eyeballs work on every event loop.
+* No redirect is followed: the token would go to whoever it names.
+* The library's DEBUG lines, which show each frame and so the token, stay off for these lines.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import logging
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as _connect
+from websockets.asyncio.client import connect as _Connect
 from websockets.exceptions import ConnectionClosed
 
+from ..network import dial
+from ..proxies import proxy_for
 from ..shard import MAX_FRAME_BYTES
+
+_LINGER = 0.05  # seconds for our answer to a close frame to leave; our choice
+_OWN_WAY = {"proxy", "sock", "host", "port", "unix", "path", "local_addr", "family"}
+_PROXIES = "proxy" in inspect.signature(_Connect.__init__).parameters  # since 15.0
+
+
+class _Logger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic since 3.11, for checkers
+    """websockets' logger without its DEBUG lines."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level > logging.DEBUG and super().isEnabledFor(level)
+
+
+class _Connection(ClientConnection):
+    """A connection that ends when the close frame comes.
+
+    websockets waits until the peer closes TCP, too, which a gateway behind a balancer may never do.
+    """
+
+    _said_goodbye = False
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.protocol.close_rcvd is not None and not self._said_goodbye:
+            self._said_goodbye = True
+            self.loop.call_later(_LINGER, self.transport.abort)
+
+
+class _connect(_Connect):
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
 
 
 class WebsocketsSocket:
@@ -45,6 +90,30 @@ async def connect(url: str, **options: Any) -> WebsocketsSocket:
         url: the gateway's address, as `GET /gateway` tells it.
         options: for `websockets.asyncio.client.connect`. Its own pings are off unless asked for:
             the gateway's heartbeats see whether the line lives.
+
+    Raises:
+        OSError, TimeoutError, websockets.exceptions.WebSocketException: there is none to be had.
+        ValueError: the environment names a proxy that cannot be used.
     """
-    defaults = {"max_size": MAX_FRAME_BYTES, "ping_interval": None, "compression": None}
+    defaults = {
+        "max_size": MAX_FRAME_BYTES,
+        "ping_interval": None,
+        "compression": None,
+        "logger": _Logger(logging.getLogger("websockets.client"), {}),
+        "create_connection": _Connection,
+    }
+    if not _OWN_WAY & options.keys():
+        async with asyncio.timeout(options.get("open_timeout", 10)):
+            defaults |= await _way(url)
     return WebsocketsSocket(await _connect(url, **{**defaults, **options}))
+
+
+async def _way(url: str) -> dict[str, Any]:
+    """Return the option that says how to get there."""
+    if (proxy := proxy_for(url)) is not None:
+        if not _PROXIES:
+            raise ValueError("a proxy needs websockets 15 or later")
+        return {"proxy": proxy}
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    return {"sock": await dial(parts.hostname or "", port)}
