@@ -195,12 +195,15 @@ class Leases:
                 asked = loop.time()
                 why = "another process holds it"
                 try:
-                    if await storage.acquire(lease.account_id, lease._token, lease.ttl):
-                        if not self._closing.is_set() and self._note(lease, asked):
-                            return
+                    if not await storage.acquire(lease.account_id, lease._token, lease.ttl):
+                        # What is known or unsaved here is older than what the other writes.
+                        self._forget(lease.account_id)
+                    elif _doubt(storage, lease.account_id):
+                        why = f"the storage may have forgotten a holder ({lease.ttl:g} s at most)"
+                    elif not self._closing.is_set() and self._note(lease, asked):
+                        return
+                    else:
                         continue
-                    # What is known or unsaved here is older than what the other writes.
-                    self._forget(lease.account_id)
                 except Exception as error:  # noqa: BLE001 - as with any write of ours
                     why = f"{error!r}"
                 if why != said:
@@ -311,6 +314,12 @@ class Leases:
         with contextlib.suppress(Exception):  # then it ends by itself
             async with asyncio.timeout(lease.ttl / 6):
                 await storage.release(lease.account_id, lease._token)
+
+
+def _doubt(storage: LeasingStorage, account_id: str) -> float:
+    """Return for how many seconds a holder that the storage has forgotten may still be at work."""
+    doubt = getattr(storage, "doubt", None)
+    return 0.0 if doubt is None else float(doubt(account_id))
 
 
 def _say(level: int, text: str, account_id: str, *values: object) -> None:

@@ -149,6 +149,10 @@ class LeasingStorage(Storage, Protocol):
     It remembers the token of each lease it acquired, and compares it in the very step in which
     `commit` writes: while anybody holds an account's lease, a write without that lease is a
     failure of this account, a `LeaseLostError`.
+
+    A storage whose server can lose what it acknowledged may also have `doubt(account_id)`: for how
+    many seconds somebody whom it has forgotten may still believe to hold the lease that `acquire`
+    has just taken here. The store goes on acquiring it until that is 0, and begins then.
     """
 
     async def acquire(self, account_id: str, token: str, ttl: float) -> bool:
