@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
 from .storages import FileStorage, Storage
@@ -70,9 +70,9 @@ async def examine(storage: Storage, *, max_age: float | None) -> AsyncIterator[F
     elif path is not None:  # an `SqliteStorage`, which is imported only where it is used
         for finding in _examine_database(path):
             yield finding
-    elif hasattr(storage, "client"):  # a `RedisStorage`
-        async for finding in _examine_server(storage.client, storage.prefix):  # type: ignore[attr-defined]
-            yield finding
+    elif hasattr(storage, "examine"):  # a `RedisStorage`
+        async for said in storage.examine():
+            yield Finding(*said)
     async for finding in _examine_records(storage, max_age):
         yield finding
 
@@ -335,53 +335,3 @@ def _ask_database(path: str) -> Iterator[Finding]:
         yield Finding("problem", "integrity", text, "The next write sets it aside; see the disk.")
     names = [name for (name,) in holders]
     yield Finding("ok", "leases", f"{len(names)} held: {_some(names)}" if names else "none held")
-
-
-# Redis
-
-
-async def _examine_server(client: Any, prefix: str) -> AsyncIterator[Finding]:
-    began = time.perf_counter()
-    try:
-        seconds, microseconds = await client.execute_command("TIME")
-    except Exception as error:  # noqa: BLE001 - of whichever client
-        yield Finding("problem", "server", f"does not answer: {error}", "Bots will Identify.")
-        return
-    elapsed = time.perf_counter() - began
-    yield Finding("ok", "server", f"answers in {elapsed * 1000:.1f} ms")
-    skew = int(seconds) + int(microseconds) / 1e6 - time.time()
-    if abs(skew) > _SKEW:
-        text = f"the server's differs by {skew:.0f} s"
-        yield Finding("note", "clock", text, "Use NTP on both machines.")
-    for name, good, advice in _SETTINGS:
-        yield await _examine_setting(client, name, good, advice)
-    pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + ":*:lease"
-    try:
-        held = [_text(key) async for key in client.scan_iter(match=pattern, count=1000)]
-    except Exception as error:  # noqa: BLE001 - see above
-        yield Finding("note", "leases", f"cannot be listed: {error}")
-        return
-    names = [key[len(prefix) + 2 : -len("}:lease")] for key in held]
-    yield Finding("ok", "leases", f"{len(names)} held: {_some(names)}" if names else "none held")
-
-
-_SETTINGS = (
-    ("maxmemory-policy", "noeviction", "When it is full the server drops sessions: noeviction."),
-    ("appendonly", "yes", "A restart of the server forgets every session: appendonly yes."),
-)
-
-
-async def _examine_setting(client: Any, name: str, good: str, advice: str) -> Finding:
-    try:
-        answer = await client.execute_command("CONFIG", "GET", name)
-        value = next(iter(answer.values())) if isinstance(answer, dict) else answer[1]
-    except Exception as error:  # noqa: BLE001 - many hosted servers do not tell
-        return Finding("note", "settings", f"{name} cannot be asked for: {error}", advice)
-    found = f"{name} {_text(value)}"
-    if _text(value) == good:
-        return Finding("ok", "settings", found)
-    return Finding("problem", "settings", found, advice)
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -473,6 +473,35 @@ class RedisStorage:
         if here is not None and self._url is not None:
             await here.client.aclose()
 
+    # For `doctor`
+
+    def examine(self) -> AsyncIterator[tuple[str, str, str, str]]:
+        """Yield what would keep the server from keeping sessions, for `qqbot-session doctor`."""
+        from .redis_doctor import examine
+
+        return examine(self)
+
+    async def where(self) -> tuple[str, float]:
+        """Return what kind of server this is, in words, and what its clock is ahead of ours."""
+        here = self._here()
+        await self._settle(here)
+        (offset, _), *_ = here.clocks.values()
+        kind = ""
+        if here.in_cluster:
+            kind = f", a cluster of {len(here.client.get_primaries())}"
+        elif here.apart:
+            kind = ", a cluster behind one address"
+        return kind, offset + time.monotonic() - time.time()
+
+    async def held(self) -> AsyncIterator[str]:
+        """Yield the accounts whose lease somebody holds."""
+        here = self._here()
+        async for keys in self._keys(here, _LEASE):
+            held = await self._read(here, keys)
+            for key, token in zip(keys, held, strict=True):
+                if isinstance(token, bytes) and token:  # not one that was given up
+                    yield self._account_of(key.removesuffix(_LEASE))
+
     # Keys: an id is quoted, so that whatever it holds it is one hash tag, and nothing to MATCH.
 
     def _key(self, account_id: str) -> bytes:
@@ -682,20 +711,17 @@ class RedisStorage:
                 _look_elsewhere(here, error)
             raise
 
-    async def _keys(self, here: _Here) -> AsyncIterator[list[bytes]]:
+    async def _keys(self, here: _Here, suffix: bytes = b"") -> AsyncIterator[list[bytes]]:
         await self._settle(here)
-        pattern = _literally(self._prefix) + b"{*}"
+        pattern = _literally(self._prefix) + b"{*}" + suffix
         nodes = here.client.get_primaries() if here.in_cluster else [None]
         for node in nodes:
             options = {} if node is None else {"target_nodes": node}
             cursor: Any = 0
             while True:
                 async with self._in_time(here):
-                    cursor, keys = await _execute(
-                        here,
-                        *("SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS_AT_ONCE),
-                        **options,
-                    )
+                    words = ("SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS_AT_ONCE)
+                    cursor, keys = await _execute(here, *words, **options)
                 yield [_bytes(key) for key in keys]
                 if isinstance(cursor, dict):  # a cluster's client names each node's
                     (cursor,) = cursor.values()
