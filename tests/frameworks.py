@@ -60,28 +60,38 @@ def python_of(name: str) -> Path:
     return DIRECTORY / name / scripts
 
 
-def make(name: str) -> None:
+def make(name: str, environment: Environment | None = None) -> None:
     """Make an environment from the package index; nothing to do if it is there.
+
+    Args:
+        environment: by default the one that has this name here.
 
     Raises:
         LookupError: if there is no Python that is new enough for it.
     """
-    environment = ALL[name]
+    environment = environment or ALL[name]
     if python_of(name).exists():
         return
     unfinished = DIRECTORY / f"{name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    command = [_interpreter(environment.python), "-m", "venv"]
-    subprocess.run([*command, str(unfinished)], check=True)
+    interpreter = interpreter_for(environment.python)
     python = str(unfinished / python_of(name).relative_to(DIRECTORY / name))
+    venv = [interpreter, "-m", "venv"]
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if uv := shutil.which("uv"):  # several times as fast
+        venv = [uv, "venv", "--quiet", "--python", interpreter]
         install = [uv, "pip", "install", "--quiet", "--python", python]
+    subprocess.run([*venv, str(unfinished)], check=True)
     subprocess.run([*install, *environment.requirements, "aiofiles"], check=True)
     unfinished.rename(DIRECTORY / name)
 
 
-def _interpreter(least: tuple[int, int]) -> str:
+def interpreter_for(least: tuple[int, int]) -> str:
+    """Return a Python of this version or later.
+
+    Raises:
+        LookupError: there is none.
+    """
     if sys.version_info[:2] >= least:
         return sys.executable
     for minor in range(least[1], least[1] + 3):
