@@ -21,7 +21,7 @@ from _frameworks import run_example
 from qqbot_agent_sdk import QQApiClient, QQWebSocket, WSCallbacks
 
 from qqbot_session import AsyncSessionStore
-from qqbot_session.integrations.agent_sdk import remember
+from qqbot_session.integrations.agent_sdk import drain, remember
 
 
 class Host:
@@ -29,15 +29,10 @@ class Host:
 
     def __init__(self, app_id: str, secret: str) -> None:
         self.api = QQApiClient(app_id, secret)
-        self.running: set[asyncio.Task[Any]] = set()
         self.stop = asyncio.Event()
 
     async def on_message(self, kind: str, data: dict[str, Any]) -> None:
         """Take a while, and answer."""
-        task = asyncio.current_task()
-        assert task is not None
-        self.running.add(task)
-        task.add_done_callback(self.running.discard)
         await asyncio.sleep(random.uniform(0, 0.3))
         text, user = f"You said {data['content']}", data["author"]["user_openid"]
         await self.api.send_text("c2c", user, text, reply_to=data["id"])
@@ -73,8 +68,7 @@ async def live(app_id: str, secret: str) -> None:
         socket.start(await host.api.get_gateway_url(), loop)
         await host.stop.wait()
         await socket.async_stop()
-        if host.running:
-            await asyncio.wait(host.running, timeout=5)
+        await drain(callbacks)
 
 
 def bot(app_id: str, secret: str) -> None:

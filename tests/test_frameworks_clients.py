@@ -48,10 +48,18 @@ async def test_alone_such_a_client_loses_events(shape: str) -> None:
     assert killed.identifies == 2
 
 
-@pytest.mark.parametrize("shape", ["pipeline answered remembered", "pipeline hold remembered"])
-async def test_an_application_that_answers_later_loses_nothing(shape: str) -> None:
+@pytest.mark.parametrize(
+    ("framework", "shape"),
+    [
+        ("botpy", "pipeline answered remembered"),
+        ("botpy", "pipeline hold remembered"),
+        ("agent-sdk", "queue answered remembered"),
+    ],
+)
+async def test_an_application_that_answers_later_loses_nothing(framework: str, shape: str) -> None:
     # promise 35
-    killed, terminated = await killed_and_terminated(build("botpy", "botpy", shape))
+    bot = build(framework, framework.replace("-", "_"), shape)
+    killed, terminated = await killed_and_terminated(bot)
     assert (killed.lost, terminated.lost, terminated.twice) == ([], [], [])
     for outcome in (killed, terminated):
         assert (outcome.identifies, outcome.resumes) == (1, 1)
@@ -198,6 +206,8 @@ async def test_nonebot_is_disconnected_when_its_last_shard_is_down() -> None:
         "the_copy_of_an_event_whose_handler_was_cancelled_leaves_it_open",
         "a_new_session_begins_at_its_own_number",
         "what_comes_after_the_store_was_closed_is_no_error",
+        "drain_waits_for_handlers_and_then_cancels_them",
+        "an_answer_that_is_awaited_needs_a_client_that_sends_it",
     ],
 )
 def test_with_qqbot_agent_sdk(case: str) -> None:

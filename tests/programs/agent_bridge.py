@@ -13,7 +13,7 @@ from typing import Any
 from qqbot_agent_sdk import QQWebSocket, WSCallbacks
 
 from qqbot_session import AsyncSessionStore, MemoryStorage
-from qqbot_session.integrations.agent_sdk import remember
+from qqbot_session.integrations.agent_sdk import drain, remember
 
 READY = {"op": 0, "t": "READY", "s": 1, "d": {"session_id": "S", "user": {"id": "1"}}}
 HELLO = {"op": 10, "d": {"heartbeat_interval": 45_000}}
@@ -175,6 +175,26 @@ async def what_comes_after_the_store_was_closed_is_no_error(sdk: Sdk) -> None:
     await sdk.store.aclose()
     await sdk.line(message(3))
     assert sdk.handled == ["3"]
+
+
+async def drain_waits_for_handlers_and_then_cancels_them(sdk: Sdk) -> None:
+    await sdk.line(READY, message(2), message(3))
+    await sdk.drop()
+    asyncio.get_running_loop().call_later(0.05, sdk.stuck.set)
+    await drain(sdk.ws._cb)
+    assert sdk.handled == ["3", "2"]
+    sdk.stuck.clear()
+    await sdk.line(message(4) | {"d": {"id": "m4", "content": "2"}})
+    await drain(sdk.ws._cb, grace=0)
+    assert await sdk.last_seq() == 3
+
+
+async def an_answer_that_is_awaited_needs_a_client_that_sends_it(sdk: Sdk) -> None:
+    try:
+        await remember(sdk.ws._cb, sdk.store, app_id="app", until="answered")
+    except ValueError as error:
+        said = str(error)
+    assert "needs api=" in said
 
 
 async def main(case: str) -> None:

@@ -1,4 +1,4 @@
-"""A bot on qqbot-agent-sdk; BUILD is `stock` or `remembered`."""
+"""A bot on qqbot-agent-sdk; BUILD is `stock`, `remembered`, or `queue remembered answered`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ def make() -> tuple[QQApiClient, WSCallbacks, set[asyncio.Task[Any]]]:
     """Return the API, the callbacks, and where the handlers that run are kept."""
     api, state, running = QQApiClient(APP_ID, SECRET), State(), set()
 
+    async def answer(data: dict[str, Any], verb: str = "") -> None:
+        user, message_id = data["author"]["user_openid"], data["id"]
+        content = f"{verb} {data['content']}".strip()
+        await work(content, lambda text: api.send_text("c2c", user, text, reply_to=message_id))
+
     async def on_message(kind: str, data: dict[str, Any]) -> None:
-        task = asyncio.current_task()
-        running.add(task)
-        try:
-            user = data["author"]["user_openid"]
-            await work(data["content"], lambda text: api.send_text("c2c", user, text))
-        finally:
-            running.discard(task)
+        if "queue" in BUILD:  # as a program that answers later
+            task = asyncio.create_task(answer(data, "reply"))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            return
+        await answer(data)
 
     callbacks = WSCallbacks(
         on_message_event=on_message,
@@ -49,22 +53,25 @@ def make() -> tuple[QQApiClient, WSCallbacks, set[asyncio.Task[Any]]]:
 
 
 async def main() -> None:
-    api, callbacks, running = make()
+    api, callbacks, _ = make()
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with httpx.AsyncClient() as http, AsyncSessionStore(SESSIONS) as store:
         api.setup(http)
-        if BUILD == "remembered":
+        if "remembered" in BUILD:
             from qqbot_session.integrations.agent_sdk import remember
 
-            callbacks = await remember(callbacks, store, app_id=APP_ID)
+            until = "answered" if "answered" in BUILD else "handled"
+            callbacks = await remember(callbacks, store, app_id=APP_ID, until=until, api=api)
         socket = QQWebSocket(callbacks)
         socket.start(await api.get_gateway_url(), loop)
         await stop.wait()
         await socket.async_stop()
-        if running:
-            await asyncio.wait(running, timeout=5)
+        if "remembered" in BUILD:
+            from qqbot_session.integrations.agent_sdk import drain
+
+            await drain(callbacks)
 
 
 if __name__ == "__main__":
