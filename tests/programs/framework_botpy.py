@@ -19,8 +19,10 @@ from framework_work import API, APP_ID, BUILD, SECRET, SESSIONS, TOKEN_URL, say,
 
 def go_to_localhost() -> dict[str, Any]:
     """Return the arguments that lead to QQ on localhost; older versions have none for it."""
-    if "token_base_url" in inspect.signature(botpy.Client).parameters:
-        return {"base_url": API, "token_base_url": API, "rate_limit": False}
+    takes = inspect.signature(botpy.Client).parameters
+    if "token_base_url" in takes:
+        wanted = {"base_url": API, "token_base_url": API, "rate_limit": False}
+        return {name: value for name, value in wanted.items() if name in takes}
     import aiohttp
 
     async def update_access_token(self: Any) -> None:

@@ -79,7 +79,8 @@ def run_agent_sdk() -> None:
 
     async def main() -> None:
         stop = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        if when == "before":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         api, callbacks, _ = make()
         url = await asyncio.to_thread(api.get_gateway_url_sync)
         await names["run"](callbacks, APP_ID, url, stop)
