@@ -20,7 +20,7 @@ from typing import Literal
 
 from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
 from .storages import FileStorage, Storage
-from .storages.places import LEFT_OVER
+from .storages.places import LEFT_OVER, open_to_others
 
 Level = Literal["ok", "note", "problem"]
 
@@ -68,7 +68,7 @@ async def examine(storage: Storage, *, max_age: float | None) -> AsyncIterator[F
         for finding in _examine_directory(storage):
             yield finding
     elif path is not None:  # an `SqliteStorage`, which is imported only where it is used
-        for finding in _examine_database(path):
+        async for finding in _examine_database(storage, path):
             yield finding
     elif hasattr(storage, "examine"):  # a `RedisStorage`
         async for said in storage.examine():
@@ -174,6 +174,7 @@ def _examine_directory(storage: FileStorage) -> Iterator[Finding]:
         return
     yield Finding("ok", "directory", directory)
     yield from _examine_modes(directory, status)
+    yield from _examine_owners(directory)
     yield from _examine_names(directory)
     yield from _try_to_write(directory)
     yield from _examine_space(directory)
@@ -201,6 +202,11 @@ def _examine_modes(directory: str, status: os.stat_result) -> Iterator[Finding]:
     if others:
         text = f"{len(others)} record(s) of another owner: {_some(others)}"
         yield Finding("problem", "modes", text, "Run the bots as one user, or chown the directory.")
+
+
+def _examine_owners(path: str, *, above: bool = True) -> Iterator[Finding]:
+    for reason in open_to_others(path, above=above):
+        yield Finding("problem", "owner", reason, "Whoever can write there decides what bots do.")
 
 
 def _examine_names(directory: str) -> Iterator[Finding]:
@@ -293,8 +299,23 @@ def _examine_space(directory: str) -> Iterator[Finding]:
 # SQLite
 
 
-def _examine_database(path: str) -> Iterator[Finding]:
-    directory = str(Path(path).resolve().parent)
+async def _examine_database(storage: Any, path: str) -> AsyncIterator[Finding]:
+    place = list(_examine_place(path))
+    for finding in place:
+        yield finding
+    if place[0].level == "ok":
+        async for finding in _ask_database(storage):
+            yield finding
+        directory = _directory_of(path)
+        for finding in (*_try_to_write(directory), *_examine_space(directory)):
+            yield finding
+
+
+def _directory_of(path: str) -> str:
+    return str(Path(path).resolve().parent)
+
+
+def _examine_place(path: str) -> Iterator[Finding]:
     try:
         mode = stat.S_IMODE(Path(path).stat().st_mode)
     except OSError as error:
@@ -303,35 +324,29 @@ def _examine_database(path: str) -> Iterator[Finding]:
     yield Finding("ok", "database", path)
     if mode & 0o077 and os.name != "nt":
         yield Finding("note", "modes", f"others may read {path}", f"chmod go= {path}*")
-    yield from _ask_database(path)
-    yield from _try_to_write(directory)
-    yield from _examine_space(directory)
+    yield from _examine_owners(_directory_of(path))
+    yield from _examine_owners(path, above=False)
 
 
-def _ask_database(path: str) -> Iterator[Finding]:
-    import sqlite3
-
-    yield Finding("ok", "SQLite", sqlite3.sqlite_version)
-    uri = f"{Path(path).resolve().as_uri()}?mode=ro"
+async def _ask_database(storage: Any) -> AsyncIterator[Finding]:
     try:
-        connection = sqlite3.connect(uri, uri=True, timeout=_SLOW)
-        try:
-            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
-            holders = connection.execute(
-                "SELECT account_id FROM leases WHERE ends > ? AND ends <= ? + ttl",
-                [time.monotonic()] * 2,
-            ).fetchall()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
+        found = await storage.examine()
+    except Exception as error:  # noqa: BLE001 - of SQLite, or what is there is no database
         text = f"cannot be examined: {error}"
         yield Finding("problem", "database", text, "Stop the bots, and look at the disk.")
         return
-    if answer == "ok":
-        yield Finding("ok", "integrity", f"intact, journal {journal}")
+    if found is None:
+        yield Finding("ok", "database", "empty: the first write makes it")
+        return
+    if found.damage:
+        text = f"corrupt: {found.damage}"
+        advice = "The next write sets it aside and keeps what can be read; see the disk."
+        yield Finding("problem", "integrity", text, advice)
     else:
-        text = f"corrupt: {answer}"
-        yield Finding("problem", "integrity", text, "The next write sets it aside; see the disk.")
-    names = [name for (name,) in holders]
+        yield Finding("ok", "integrity", f"intact, journal {found.journal}")
+    if not found.shares_memory:
+        text = "the volume has no shared memory maps, which SQLite's write-ahead log needs"
+        advice = "Writes are slow here, and wait for reads: use a local disk, or a directory."
+        yield Finding("problem", "volume", text, advice)
+    names = list(found.held)
     yield Finding("ok", "leases", f"{len(names)} held: {_some(names)}" if names else "none held")

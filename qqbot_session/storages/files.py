@@ -29,7 +29,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -40,6 +40,7 @@ from .names import file_name, is_record_name, other_names
 from .places import (
     LEFT_OVER,
     expanded,
+    file_system_of,
     missing_directories,
     open_to_others,
     private_names,
@@ -64,6 +65,7 @@ _MANY = 32  # files that keep a thread busy for a good part of a millisecond
 _SYNC_APART = 16  # files from which on threads are worth their start
 _SYNCERS = 4  # threads
 _LOOKS = 5  # at a file that others replace meanwhile
+_BETWEEN = 0.001  # seconds between two looks for what seems to be absent
 
 _SCAN_KEY = "\0"  # opens the keys of `scan`, and no account id holds it
 
@@ -140,6 +142,7 @@ class FileStorage:
         # Directories that may have a new entry which is not on the disk yet.
         self._parents: set[str] = set()
         self._said: set[str] = set()
+        self._is_fuse: bool | None = None
 
     def __repr__(self) -> str:
         return f"<FileStorage directory={self.directory!r} durable={self.durable}>"
@@ -259,12 +262,16 @@ class FileStorage:
         return data if data is not None and account_of(data) == account_id else None
 
     def _read_many(self, account_ids: Iterable[str]) -> Mapping[str, bytes | Exception | None]:
-        found: dict[str, bytes | Exception | None] = {}
-        for account_id in account_ids:
-            try:
-                found[account_id] = self._read(account_id)
-            except OSError as error:
-                found[account_id] = self._fit_for_the_loop(error)
+        found: dict[str, bytes | Exception | None] = dict.fromkeys(account_ids)
+        for _ in self._looks():
+            missing = [account_id for account_id, data in found.items() if data is None]
+            for account_id in missing:
+                try:
+                    found[account_id] = self._read(account_id)
+                except OSError as error:
+                    found[account_id] = self._fit_for_the_loop(error)
+            if not missing:
+                break
         return found
 
     def _read(self, account_id: str) -> bytes | None:
@@ -278,24 +285,47 @@ class FileStorage:
                 return other
         return _read_file(path)  # another process may have moved it between the looks
 
+    def _looks(self) -> Iterator[None]:
+        """Come again as often as one has to look for what seems to be absent.
+
+        On a FUSE volume a file that another process is replacing is not found for a moment (seen
+        with bindfs, gocryptfs and unionfs-fuse).
+        """
+        yield
+        if self._is_fuse is None and os.path.isdir(self.directory):
+            self._is_fuse = file_system_of(self.directory).startswith("fuse")
+        for _ in range(_LOOKS if self._is_fuse else 1):
+            yield
+            if self._is_fuse:
+                time.sleep(_BETWEEN)
+
     def _record_names(self) -> list[str]:
+        names: dict[str, None] = {}
         with contextlib.suppress(FileNotFoundError):
-            names = dict.fromkeys([*os.listdir(self.directory), *os.listdir(self.directory)])
-            return [name for name in names if is_record_name(name)]
-        return []
+            for _ in self._looks():
+                names |= dict.fromkeys(filter(is_record_name, os.listdir(self.directory)))
+        return list(names)
 
     def _read_all(self, names: Iterable[str], unreadable: list[OSError]) -> list[tuple[str, bytes]]:
-        found = []
-        for name in names:
-            path = self._path(name)
-            try:
-                data = _read_file(path)
-            except OSError as error:
-                _show(error, path)
-                unreadable.append(error)
-            else:
-                if data is not None and _is_record(name, data):
-                    found.append((_SCAN_KEY + name, data))
+        found: list[tuple[str, bytes]] = []
+        left = list(names)
+        for _ in self._looks() if left else ():
+            missing = []
+            for name in left:
+                path = self._path(name)
+                try:
+                    data = _read_file(path)
+                except OSError as error:
+                    _show(error, path)
+                    unreadable.append(error)
+                else:
+                    if data is None:
+                        missing.append(name)
+                    elif _is_record(name, data):
+                        found.append((_SCAN_KEY + name, data))
+            left = missing
+            if not left:
+                break
         return found
 
     def _commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
@@ -597,17 +627,9 @@ def _let_the_loop_in() -> None:
 
 
 def _read_file(path: str) -> bytes | None:
-    """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is.
-
-    Absent is what is absent twice: on a FUSE volume a file that another process is replacing is
-    not found for a moment (seen with bindfs, gocryptfs and unionfs-fuse).
-    """
-    look = _open_regular if _OPENS_SAFELY else _open_compared
+    """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is."""
     try:
-        try:
-            file = look(path)
-        except FileNotFoundError:
-            file = look(path)
+        file = _open_regular(path) if _OPENS_SAFELY else _open_compared(path)
     except FileNotFoundError:
         return None
     except OSError as error:

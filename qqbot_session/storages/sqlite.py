@@ -34,6 +34,7 @@ from .database import (
     shares_memory,
     transaction,
 )
+from .database import SCHEMA as _SCHEMA  # noqa: F401 - the format, for whoever looks for it here
 from .places import expanded
 from .threads import Threads, Together
 
