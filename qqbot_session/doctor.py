@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
 from .storages import FileStorage, Storage

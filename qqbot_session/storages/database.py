@@ -198,7 +198,7 @@ class Database:
         if not self._look(real, path) and name == "reader":
             return None
         log = f"{real}-wal"
-        still = name == "reader" and _file_at(log) is None and _has_log(real)
+        still = name == "reader" and _file_at(log) is None and has_log(real)
         file = _file_at(path, whole=still)
         if not still:
             with _in_use_lock:
@@ -468,7 +468,7 @@ def shares_memory(directory: str) -> bool:
     return True
 
 
-def _has_log(real: str) -> bool:
+def has_log(real: str) -> bool:
     """Whether the database is in WAL mode, without having SQLite make a log."""
     try:
         with contextlib.closing(_connection(real, "ro&nolock=1")) as connection:

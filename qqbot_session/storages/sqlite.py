@@ -30,6 +30,7 @@ from .database import (
     Database,
     NotOurDatabaseError,
     Thread,
+    has_log,
     rescue,
     shares_memory,
     transaction,
@@ -271,13 +272,13 @@ class SqliteStorage:
 
     def _examine(self) -> Examination | None:
         def examine(connection: sqlite3.Connection) -> Examination:
-            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+            real = os.path.realpath(self.path)
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             return Examination(
-                journal=journal,
+                journal="wal" if has_log(real) else "delete",
                 damage="" if answer == "ok" else answer,
                 held=tuple(id_ for (id_,) in connection.execute(_HOLDERS)),
-                shares_memory=shares_memory(os.path.dirname(os.path.realpath(self.path))),
+                shares_memory=shares_memory(os.path.dirname(real)),
             )
 
         return self._database.run("reader", examine, None)
