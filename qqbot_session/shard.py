@@ -17,17 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import os
-import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from . import watch
-from .answers import handle_whole
 from .errors import GatewayProtocolError, GatewayRefusedError, SessionWriteError
 from .gateway import (
     CloseRule,
@@ -41,6 +37,7 @@ from .gateway import (
     Ready,
     Resumed,
 )
+from .handlers import Handlers, requests_to_cancel
 from .judging import LoadReason, Verdict
 from .shard_log import ShardLog
 from .state import SessionState, check_app_id, check_shard
@@ -53,8 +50,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 _TOKEN_WAIT = 10.0  # seconds for `token`; these are our choice
 _CONNECT_WAIT = 10.0  # seconds for `connect`
 _WRITE_WAIT = 2.0  # seconds for what should be on storage first
-_CROWD = 2000  # handlers in flight that are worth a warning
-_GOODBYE = 2.0  # seconds for the peer to answer a close frame, and for a cancelled handler to end
+_GOODBYE = 2.0  # seconds for the peer to answer a close frame
 _CLOSE_CODE = 4000  # 1000 might end the session
 _ROUNDS = 20_000  # of PBKDF2, for a refusal: some 10 ms; QQ's secrets are random
 _pause = asyncio.sleep
@@ -170,22 +166,25 @@ class ShardRunner:
         self._gateway = gateway
         self._connect = connect
         self._token = token
-        self._handle = handle
         self._observe = observe
         self._before_identify = before_identify
         self._pace = pace
-        self._concurrency = concurrency
-        self._grace = grace
         self._running = self._ending = False
         self._refresh_token = False
-        self._handlers: dict[asyncio.Task[None], Dispatch] = {}
-        self._waiting: deque[Dispatch] = deque()
-        self._crowd = _CROWD
         self._write_first = False  # whether something must be on storage before it is sent
         self._cancels = 0  # requests to cancel our task that came before `run`
         self._clock = time.monotonic  # the loop's, once there is one
         self._epoch = 0.0  # what dates that clock, which nobody sets
         self._log = log or ShardLog(gateway.account_id)
+        self._handlers = Handlers(
+            gateway,
+            handle,
+            self._log,
+            record=self._note_handled,
+            write=self._write,
+            concurrency=concurrency,
+            grace=grace,
+        )
         self._health = Health()  # but for what changes with every event
         self._last_frame_at: float | None = None
 
@@ -200,8 +199,11 @@ class ShardRunner:
     @property
     def health(self) -> Health:
         """How the shard is now."""
-        in_flight = len(self._handlers) + len(self._waiting)
-        return replace(self._health, last_frame_at=self._last_frame_at, in_flight=in_flight)
+        return replace(
+            self._health,
+            last_frame_at=self._last_frame_at,
+            in_flight=self._handlers.in_flight,
+        )
 
     async def run(self) -> None:
         """Keep the line up until cancelled.
@@ -218,16 +220,18 @@ class ShardRunner:
         if self._running:
             raise RuntimeError(f"run is running already: {self!r}")
         self._running, self._ending = True, False
-        self._cancels = _requests_to_cancel()
         watch.lines.add(self)
+        self._cancels = requests_to_cancel()
         try:
             while True:
                 rule = await self._one_line()
                 await _pause(rule.wait)
         finally:
+            self._ending = True
             try:
-                await self._finish()
+                await self._handlers.finish()
             finally:
+                self._record()
                 self._running = False
                 watch.lines.discard(self)
 
@@ -236,7 +240,7 @@ class ShardRunner:
     async def _one_line(self) -> CloseRule:
         """Open a line, serve it to its end, and return what follows."""
         connection, code = self._gateway.connect(), None
-        self._crowd = _CROWD
+        self._handlers.line_opened()
         self._clock = asyncio.get_running_loop().time
         self._epoch = time.time() - self._clock()
         try:
@@ -298,6 +302,7 @@ class ShardRunner:
             self._record()  # before the peer's farewell, which may take its time
             raise
         finally:
+            self._handlers.replay_ended()
             code = await self._close(socket, connection.close_with or _CLOSE_CODE)
             self._health = replace(self._health, connected_since=None)
         return code
@@ -358,7 +363,7 @@ class ShardRunner:
             self._log.closing(error)
         return None
 
-    # Events and their handlers
+    # Events
 
     def _take(self, connection: Connection, frame: str | bytes) -> None:
         now = self._last_frame_at = self._now()
@@ -371,12 +376,14 @@ class ShardRunner:
             self._note(event, now)
         elif event.renumbered:
             self._log.renumbered(event)
+        elif event.deaths and event.already_handled:
+            self._log.deadly(event)
         if event.released:
             self._log.released(event.released)
         if self._observe is not None:
             self._show(event)
         if type(event) is Dispatch and not event.already_handled:
-            self._start(event)  # recorded when it was handled: its receipt is not worth a write
+            self._handlers.take(event)  # recorded when it was handled: a receipt is worth no write
         else:
             self._record()
 
@@ -386,6 +393,7 @@ class ShardRunner:
         elif isinstance(event, Ready | Resumed):
             self._health = replace(self._health, connected_since=now)
             self._log.session(event)
+            self._handlers.replay_ended()
         elif isinstance(event, Hello):
             self._greeted(event)
 
@@ -418,69 +426,6 @@ class ShardRunner:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - not the line's error
             self._log.observer_failed(event, error)
 
-    def _start(self, event: Dispatch) -> None:
-        """Start the event's handler, or let it wait for a place."""
-        if len(self._handlers) + len(self._waiting) >= self._crowd:
-            self._log.crowd(self._crowd)
-            self._crowd = sys.maxsize  # until the next line
-        if self._concurrency is not None and len(self._handlers) >= self._concurrency:
-            self._waiting.append(event)
-            return
-        work = self._work(event)
-        try:
-            handler = asyncio.create_task(work)
-        except Exception as error:  # noqa: BLE001 - a task factory of the process's
-            work.close()
-            self._log.handler(logging.ERROR, event, f"met a task factory: {error!r}", error)
-            handler = asyncio.Task(self._work(event), loop=asyncio.get_running_loop())
-        self._handlers[handler] = event
-        handler.add_done_callback(self._ended)
-
-    def _ended(self, handler: asyncio.Task[None]) -> None:
-        event = self._handlers.pop(handler)
-        if handler.cancelled():  # maybe before its first step
-            self._gateway.fail(event)
-        else:
-            handler.exception()  # else asyncio says that nobody asked for it
-        if self._waiting:
-            self._start(self._waiting.popleft())
-
-    async def _work(self, event: Dispatch) -> None:
-        try:
-            with self._gateway.handling(event):
-                await handle_whole(self._handle, event)
-        except asyncio.CancelledError as error:
-            if not _requests_to_cancel():  # nobody asked: it came out of what the handler awaited
-                text = "was cancelled from within: its event stays open"
-                self._log.handler(logging.WARNING, event, text, error)
-            raise
-        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - the bot's own
-            self._log.handler(logging.ERROR, event, f"failed: {error!r}", error)
-        finally:
-            if self._running:
-                self._record()
-
-    async def _finish(self) -> None:
-        """Give the handlers their grace, cancel those that are left, and record."""
-        self._ending = True
-        while self._waiting:  # else a later `run` would take them for events that a handler has
-            self._gateway.fail(self._waiting.popleft())
-        try:
-            if self._handlers:
-                await asyncio.wait(self._handlers, timeout=self._grace)
-        finally:
-            try:
-                await self._cancel_handlers()
-            finally:
-                self._record()
-
-    async def _cancel_handlers(self) -> None:
-        if late := set(self._handlers):
-            self._log.cancelling(len(late), self._grace)
-            for handler in late:
-                handler.cancel()
-            await asyncio.wait(late, timeout=_GOODBYE)
-
     # Small things
 
     def _record(self) -> None:
@@ -495,6 +440,10 @@ class ShardRunner:
             async with asyncio.timeout(_WRITE_WAIT):
                 await self._store.flush(self._gateway.account_id)
 
+    def _note_handled(self) -> None:
+        if self._running:
+            self._record()
+
     def _now(self) -> float:
         return self._epoch + self._clock()
 
@@ -503,7 +452,7 @@ class ShardRunner:
 
         A cancellation that nobody asked for is the failure of the library that it came out of.
         """
-        if _requests_to_cancel() > self._cancels:
+        if requests_to_cancel() > self._cancels:
             raise error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError
 
 
@@ -561,11 +510,6 @@ def _fingerprint(secret: str, earlier: str) -> str:
     salt = earlier.partition(":")[0] or os.urandom(16).hex()
     digest = hashlib.pbkdf2_hmac("sha256", secret.encode(), salt.encode(), _ROUNDS)
     return f"{salt}:{digest.hex()}"
-
-
-def _requests_to_cancel() -> int:
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
 
 
 def check_options(concurrency: object, grace: object) -> None:

@@ -105,6 +105,14 @@ class ShardLog:
             text = "the gateway gave number %s, which it had given before, to a new event: handled"
             self._say(logging.WARNING, text, event.seq, reason="renumbered", event=named(event))
 
+    def deadly(self, event: Dispatch) -> None:
+        text = (
+            "%d processes died while they handled %s, number %s: it is let go, and not handled "
+            "again"
+        )
+        fields = {"reason": "deadly", "event": named(event)}
+        self._say(logging.WARNING, text, event.deaths, event.type, event.seq, **fields)
+
     def crowd(self, count: int) -> None:
         text = (
             "%d handlers are in flight: they wait for something that hangs, or events come faster "

@@ -631,10 +631,19 @@ def test_a_handler_that_raised_counts_as_handled() -> None:
 CANCELLED: list[BaseException] = [
     asyncio.CancelledError(),
     KeyboardInterrupt(),
-    SystemExit(),
     GeneratorExit(),
     BaseExceptionGroup("x", [asyncio.CancelledError()]),
+    BaseExceptionGroup("x", [OSError(), KeyboardInterrupt()]),
 ]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), BaseExceptionGroup("x", [SystemExit()])])
+def test_to_exit_is_a_handlers_own_decision_and_settles(error: BaseException) -> None:
+    # promise 18
+    gateway = identified(make(failed="keep"))
+    with pytest.raises(type(error)), gateway.handling(dispatch(gateway, message(2))):
+        raise error
+    assert gateway.settled == 2
 
 
 @pytest.mark.parametrize("failed", ["settle", "keep"])

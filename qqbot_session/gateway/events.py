@@ -69,6 +69,8 @@ class Dispatch(_Event):
         name: what the memory of recent events knows it by, with a digest in place of a long id;
             `None` without that memory.
         generation: which session of which `GatewaySession` of this process it belongs to.
+        deaths: how many processes died while they handled it, as the record tells. From the third
+            on it is let go, and `already_handled`: worth a warning.
         renumbered: its number was another event's before, and its id is new: worth a warning.
     """
 
@@ -80,6 +82,7 @@ class Dispatch(_Event):
     already_handled: bool = False
     name: str | None = field(default=None, repr=False)
     generation: int = field(default=0, repr=False)
+    deaths: int = field(default=0, repr=False)
     renumbered: bool = field(default=False, repr=False)
 
 

@@ -49,6 +49,7 @@ from ..state import (
 from .backoff import BackOff
 from .closes import CLOSE_RULES, NO_VERDICT, RESET, CloseRule, Next
 from .connection import MAX_SESSION_ID, Connection, Phase
+from .deaths import MAX_DEATHS, Deaths
 from .events import Dispatch
 from .recent import MAX_REMEMBERED, RecentEvents
 from .refusals import Refusal, milliseconds, refusal_from_json
@@ -62,6 +63,8 @@ _IDENTIFIES = "identifyBudgetFullAt"  # milliseconds since the epoch
 _REFUSAL = "refusal"
 _ADDRESS = "gatewayUrl"
 _MAX_ADDRESS = 512  # characters
+_DEATHS = "deaths"
+_ENDED = "endedInOrder"
 
 _generations = count(1)
 
@@ -151,6 +154,8 @@ class GatewaySession:
         self._watermark = Watermark(max_held_seconds=max_held_seconds)
         self._earlier: deque[int] = deque(maxlen=32)  # the sessions before this one
         self._recent = RecentEvents(remember_events or 0)
+        self._deaths = Deaths()
+        self._ended = False  # whether nothing is begun any more, because the process ends
         self._in_hand: dict[str, int] = {}  # number by name, of this session's unsettled events
         self._back_off = BackOff(jitter)
         self._refusals = 0  # Identifies in a row answered with op 9
@@ -247,26 +252,29 @@ class GatewaySession:
         they do not fit.
         """
         above, held = self._watermark.above(), self._watermark.held()
-        rest = (self._back_off.full_at, self._refusal, self._silent)
+        deaths = self._deaths.text(self._watermark.begun(), self._watermark.is_left)
+        rest = (deaths, self._ended, self._back_off.full_at, self._refusal, self._silent)
         key = (self.turn, self.settled, above, held, self._recent.changes, *rest)
         if key != self._key:
             self._key = key
-            self._state = self._make_state(above, held)
+            self._state = self._make_state(above, held, deaths)
         return self._state
 
     def connect(self) -> Connection:
         """Return the connection for a new socket; every earlier one changes nothing any more."""
         self._connection = Connection(self)
+        self._ended = False
         self._watermark.wait(0.0)
         return self._connection
 
     def handling(self, event: Dispatch) -> AbstractContextManager[None]:
         """Settle the event when the body ends well; its time runs from here on.
 
-        If the body raises, the rule `failed` applies, and the error goes on. If it is cancelled
-        or the process ends (`CancelledError`, `KeyboardInterrupt`, all that is no `Exception`),
-        the event stays open, so that a Resume, after a crash or in this process, delivers it
-        again. It holds the mark until then, but no longer than `max_held_seconds`.
+        If the body raises, the rule `failed` applies, and the error goes on; `SystemExit` settles
+        the event. If it is cancelled or interrupted (`CancelledError`, `KeyboardInterrupt`, all
+        else that is no `Exception`), the event stays open, so that a Resume, after a crash or in
+        this process, delivers it again. It holds the mark until then, but no longer than
+        `max_held_seconds`.
         """
         return _Handling(self, event)
 
@@ -296,6 +304,25 @@ class GatewaySession:
         if event.name is not None:
             self._in_hand.pop(event.name, None)
             self._recent.add(event.name)
+
+    def ended(self) -> None:
+        """Note that the process ends in order: whatever handlers had is settled, or failed.
+
+        Else what a Resume of the next process brings counts as begun in this one, which died.
+        """
+        self._ended = True
+
+    def settles(self, error: BaseException) -> bool:
+        """Whether an event counts as handled although its handler raised this.
+
+        `SystemExit` is the handler's own decision. What else is no `Exception` comes from outside:
+        the event stays open. A group is judged by what is in it.
+        """
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(self.settles, error.exceptions))
+        return isinstance(error, SystemExit) or (
+            isinstance(error, Exception) and not self._keeps_failed
+        )
 
     def fail(self, event: Dispatch) -> None:
         """Note that the event is in nobody's hands and not handled: a Resume brings it again."""
@@ -330,10 +357,12 @@ class GatewaySession:
         if refusal is not None and refusal.fingerprint == self._digest(refusal.fingerprint or ""):
             self._refusal, self._refusals = refusal, _REFUSALS - 1  # one more is enough
         above, held = extra.pop(_SETTLED_ABOVE, None), extra.pop(_HELD_SECONDS, None)
+        deaths, ended = extra.pop(_DEATHS, None), extra.pop(_ENDED, None)
         self._recent.restore(extra.pop(_RECENT_EVENTS, None))
         kept = replace(self._session, intent_level_index=record.intent_level_index, extra=extra)
         if record.resumable and len(record.session_id or "") <= MAX_SESSION_ID:
             self._watermark.restore(record.last_seq, above, held)
+            self._deaths.restore(deaths, in_order=ended is True)
             kept = replace(
                 kept,
                 session_id=record.session_id,
@@ -349,17 +378,24 @@ class GatewaySession:
         mine = self._session
         return record.shard in (None, mine.shard) and record.intents in (None, mine.intents)
 
-    def _make_state(self, above: str, held: str) -> SessionState | None:
+    def _make_state(self, above: str, held: str, deaths: str) -> SessionState | None:
         session = self._session
         ours: dict[str, object] = {}
         if (spent := self._back_off.full_at) > self._now:
             ours[_IDENTIFIES] = round(spent * 1000)
         if self._refusal is not None:
             ours[_REFUSAL] = self._refusal.to_json()
+        if self._ended and session.session_id is not None:
+            ours[_ENDED] = True
         if session.session_id is None and (self._silent or not ours):
             return None
         recent = self._recent.text() if self._recent.limit else ""
-        texts = {_SETTLED_ABOVE: above, _HELD_SECONDS: held, _RECENT_EVENTS: recent}
+        texts = {
+            _DEATHS: deaths,
+            _SETTLED_ABOVE: above,
+            _HELD_SECONDS: held,
+            _RECENT_EVENTS: recent,
+        }
         ours |= {name: text for name, text in texts.items() if text}
         while ours:
             try:
@@ -411,6 +447,7 @@ class GatewaySession:
         if self._session.session_id is not None:
             self._session = replace(self._session, last_connected_at=now, failed_resumes=0)
         self._watermark.resumed(seq)
+        self._deaths.resumed()
 
     def _forget(self) -> None:
         self._new_cursors()
@@ -422,6 +459,7 @@ class GatewaySession:
         self._earlier.append(self._watermark.generation)
         self._in_hand.clear()
         self._watermark.reset()
+        self._deaths = Deaths()
 
     def _dispatched(
         self, kind: str, seq: int | None, event_id: str | None, data: object, replayed: bool
@@ -433,7 +471,7 @@ class GatewaySession:
             or (bool(recent.restored) and name in recent)
             or (name in self._in_hand and self._is_copy(name, seq))
         )
-        renumbered = False
+        renumbered, deaths = False, 0
         if seq is not None:
             needed = watermark.receive(seq)
             if handled:
@@ -444,12 +482,23 @@ class GatewaySession:
             if name is not None and needed and not handled:
                 self._in_hand[name] = seq
             handled = handled or not needed
+            if (self._deaths.known or self._deaths.in_doubt) and not handled:
+                deaths = self._deaths.received(seq, replayed=replayed)
+                if handled := deaths >= MAX_DEATHS:
+                    self._let_go(seq, name)
         if replayed and not handled and self._session.failed_resumes:
             self._session = replace(self._session, failed_resumes=0)  # the Resume was answered
         event = Dispatch(kind, seq, event_id, data, replayed, handled, name, watermark.generation)
-        if renumbered:
-            event.renumbered = True
+        if renumbered or deaths:
+            event.renumbered, event.deaths = renumbered, deaths
         return event
+
+    def _let_go(self, seq: int, name: str | None) -> None:
+        """Let an event go that kills each process: it comes again under no number."""
+        self._watermark.let_go(seq)
+        if name is not None:
+            self._in_hand.pop(name, None)
+            self._recent.add(name)
 
     def _is_copy(self, name: str, seq: int | None) -> bool:
         """Whether another number's event, which holds the mark, is the same and in hand."""
@@ -514,9 +563,9 @@ class _Handling(AbstractContextManager[None]):
         if event.seq is not None and not event.already_handled:
             self._gateway._watermark.begin(event.seq, event.generation)
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         gateway = self._gateway
-        if kind is None or (issubclass(kind, Exception) and not gateway._keeps_failed):
+        if error is None or gateway.settles(error):
             gateway.settle(self._event)
         else:
             gateway.fail(self._event)

@@ -40,6 +40,7 @@ MAX_STORED_RUNS = 256
 MAX_STORED_HELD = 64
 """Open numbers whose time `Watermark.held` writes down, less than 2 KiB; the lowest win."""
 
+_FOREVER = 1e300  # seconds; less than `inf`, which is the time of a number that was not begun
 _RUN = re.compile(r"([0-9]{1,16})(?:-([0-9]{1,16}))?")
 _HELD = re.compile(r"([0-9]{1,16}):([0-9]{1,9})")
 
@@ -55,7 +56,7 @@ class Watermark:
 
     def __init__(self, *, max_held_seconds: float | None = 300.0) -> None:
         check_limit("max_held_seconds", max_held_seconds, (int, float), 0.0)
-        self._limit = inf if max_held_seconds is None else max_held_seconds
+        self._limit = _FOREVER if max_held_seconds is None else max_held_seconds
         self._clock = 0.0  # seconds that have passed, whatever was done to the caller's clock
         self._now: float | None = None
         self.reset()
@@ -119,6 +120,12 @@ class Watermark:
             self.receive(seq)
             self.settle(seq, self.generation)
         self._advance()
+
+    def let_go(self, seq: int) -> None:
+        """Let a number hold the mark no more; it does not count as settled."""
+        self._open.pop(seq, None)
+        if seq == self._lowest:
+            self._advance()
 
     def receive(self, seq: int) -> bool:
         """Note a number; return whether its event needs handling.
@@ -229,7 +236,7 @@ class Watermark:
         Whole seconds, rounded up, so that every life of a process counts. The mark is among them
         if it was let go: it is not settled.
         """
-        if self._limit == inf:
+        if self._limit == _FOREVER:
             return ""
         used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in self._lowest_numbers()]
         while used and not used[-1][1]:
@@ -237,6 +244,17 @@ class Watermark:
         if self.settled is not None and not self.is_settled(self.settled):
             used.insert(0, (self.settled, 0))
         return ",".join([f"{seq}:{seconds}" for seq, seconds in used])
+
+    def begun(self) -> list[int]:
+        """Return the lowest numbers whose handlers run."""
+        running = (
+            seq for seq, until in self._open.items() if until != inf and seq not in self._failed
+        )
+        return nsmallest(MAX_STORED_HELD, running)
+
+    def is_left(self, seq: int) -> bool:
+        """Whether a number lies above the mark and was not settled."""
+        return (self.settled is None or seq > self.settled) and not self.is_settled(seq)
 
     def _lowest_numbers(self) -> list[int]:
         """Return the lowest open numbers, and those whose time was restored."""

@@ -1,0 +1,203 @@
+"""`Handlers`: the tasks that handle one shard's events, from their start to their end.
+
+Rules:
+
+* Each event has a task of its own. A handler's error is logged, and ends nothing else.
+* Before the first handler of a replay starts, what it begins is on storage: one of these events may
+  be what killed the process last time, and the record must know by the next. The events of a replay
+  are gathered for that, so a Resume costs one write, and not one per event.
+* An event that the record suspects (it was begun when a process died) starts alone, and the next
+  one a second later or when it has ended: if it kills again, only it is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from .answers import handle_whole
+from .gateway import Dispatch, GatewaySession
+from .guard import begin
+from .shard_log import ShardLog
+
+_GOODBYE = 2.0  # seconds for a cancelled handler to end; these are our choice
+_CROWD = 2000  # handlers in flight that are worth a warning
+_GATHER, _GATHER_MOST = (
+    0.25,
+    1.0,
+)  # seconds that the events of a replay are gathered, unless it ends
+_HEAD_START = 1.0  # seconds for which a suspect runs alone
+
+
+class Handlers:
+    """The handlers of one shard.
+
+    Args:
+        gateway: whose events they are.
+        handle: the bot's work.
+        log: writes the log lines.
+        record: notes that the session has news.
+        write: waits until the session is on storage, for a while.
+        concurrency: how many run at a time; `None` = no limit.
+        grace: seconds that they get to finish.
+    """
+
+    def __init__(
+        self,
+        gateway: GatewaySession,
+        handle: Callable[[Dispatch], Awaitable[object]],
+        log: ShardLog,
+        *,
+        record: Callable[[], object],
+        write: Callable[[], Awaitable[object]],
+        concurrency: int | None,
+        grace: float,
+    ) -> None:
+        self._gateway, self._handle, self._log = gateway, handle, log
+        self._record, self._write = record, write
+        self._concurrency, self._grace = concurrency, grace
+        self._running: dict[asyncio.Task[None], Dispatch] = {}
+        self._waiting: deque[Dispatch] = deque()  # for a place
+        self._held: deque[Dispatch] = deque()  # of a replay, and what came behind it
+        self._gate: asyncio.Task[None] | None = None  # starts what is held
+        self._replay_over = asyncio.Event()
+        self._crowd = _CROWD
+
+    @property
+    def in_flight(self) -> int:
+        """The events that are being handled, or wait for that."""
+        return len(self._running) + len(self._waiting) + len(self._held)
+
+    def take(self, event: Dispatch) -> None:
+        """Handle the event, in a task of its own."""
+        if self._gate is None and not event.replayed:
+            self._start(event)
+            return
+        self._held.append(event)
+        if self._gate is None:
+            self._replay_over.clear()
+            self._gate = begin(self._start_held)
+
+    def line_opened(self) -> None:
+        self._crowd = _CROWD  # a warning per line, at most
+
+    def replay_ended(self) -> None:
+        """Note that RESUMED came, or that the line has ended."""
+        self._replay_over.set()
+
+    async def finish(self) -> None:
+        """Give the handlers their grace, and cancel those that are left."""
+        if self._gate is not None:
+            self._gate.cancel()
+        for events in (self._held, self._waiting):
+            while events:  # else a later `run` would take them for events that a handler has
+                self._gateway.fail(events.popleft())
+        try:
+            if self._running:
+                await asyncio.wait(self._running, timeout=self._grace)
+        finally:
+            await self._cancel_late()
+            if not self._running:
+                self._gateway.ended()
+
+    async def _cancel_late(self) -> None:
+        if late := set(self._running):
+            self._log.cancelling(len(late), self._grace)
+            for handler in late:
+                handler.cancel()
+            await asyncio.wait(late, timeout=_GOODBYE)
+
+    # A replay
+
+    async def _start_held(self) -> None:
+        """Start the handlers of what is held, once what they begin is on storage."""
+        patience = _GATHER
+        try:
+            while self._held:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience):
+                        await self._replay_over.wait()
+                patience = min(2 * patience, _GATHER_MOST)
+                events = self._next_held()
+                for event in events:
+                    self._gateway.begin(event)
+                self._record()
+                await self._write()
+                for event in events:
+                    self._held.popleft()
+                    self._start(event)
+                if events[0].deaths:
+                    await self._give_head_start(events[0])
+        finally:
+            self._gate = None
+
+    def _next_held(self) -> list[Dispatch]:
+        """Return the next suspect, or all events before it."""
+        events: list[Dispatch] = []
+        for event in self._held:
+            if event.deaths:
+                return events or [event]
+            events.append(event)
+        return events
+
+    async def _give_head_start(self, suspect: Dispatch) -> None:
+        alone = [handler for handler, event in self._running.items() if event is suspect]
+        if alone:
+            await asyncio.wait(alone, timeout=_HEAD_START)
+
+    # One event
+
+    def _start(self, event: Dispatch) -> None:
+        """Start the event's handler, or let it wait for a place."""
+        if len(self._running) + len(self._waiting) >= self._crowd:
+            self._log.crowd(self._crowd)
+            self._crowd = sys.maxsize
+        if self._concurrency is not None and len(self._running) >= self._concurrency:
+            self._waiting.append(event)
+            return
+        work = self._work(event)
+        try:
+            handler = asyncio.create_task(work)
+        except Exception as error:  # noqa: BLE001 - a task factory of the process's
+            work.close()
+            self._log.handler(logging.ERROR, event, f"met a task factory: {error!r}", error)
+            handler = asyncio.Task(self._work(event), loop=asyncio.get_running_loop())
+        self._running[handler] = event
+        handler.add_done_callback(self._ended)
+
+    def _ended(self, handler: asyncio.Task[None]) -> None:
+        event = self._running.pop(handler)
+        if handler.cancelled():  # maybe before its first step
+            self._gateway.fail(event)
+        else:
+            handler.exception()  # else asyncio says that nobody asked for it
+        if self._waiting:
+            self._start(self._waiting.popleft())
+
+    async def _work(self, event: Dispatch) -> None:
+        try:
+            with self._gateway.handling(event):
+                await handle_whole(self._handle, event)
+        except asyncio.CancelledError as error:
+            if not requests_to_cancel():  # nobody asked: it came out of what the handler awaited
+                text = "was cancelled from within: its event stays open"
+                self._log.handler(logging.WARNING, event, text, error)
+            raise
+        except BaseException as error:
+            is_handled = self._gateway.settles(error)
+            fate = "its event counts as handled" if is_handled else "its event comes again"
+            self._log.handler(logging.ERROR, event, f"failed: {error!r}; {fate}", error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                raise
+        finally:
+            self._record()
+
+
+def requests_to_cancel() -> int:
+    """Return how often the running task was asked to cancel."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
