@@ -145,6 +145,7 @@ async def test_an_event_whose_handler_was_cancelled_comes_again(
         second = Resuming(nothing, sessions=directory)
         running = starting(second, qq)
         await second.hears("resumed")
+        await second.hears("a")  # started once the replay is on storage
         await second.close()
         await running
         assert first.told == ["ready", "a", "b"]

@@ -176,10 +176,12 @@ class Life:
         return [line for line in self.said if line["what"] == what]
 
     def on_storage(self) -> SessionState | None:
+        """Return what is stored, `None` without a session."""
         try:
-            return decode((self.directory / f"session-{ACCOUNT}.json").read_bytes())
+            state = decode((self.directory / f"session-{ACCOUNT}.json").read_bytes())
         except FileNotFoundError:
             return None
+        return state if state.resumable else None
 
     def failed_resumes(self) -> int:
         state = self.on_storage()
