@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
-from .storages import FileStorage, Storage
+from .storages import FileStorage, Storage, foreign
 from .storages.places import LEFT_OVER, open_to_others
 
 Level = Literal["ok", "note", "problem"]
@@ -210,6 +210,11 @@ def _examine_owners(path: str, *, above: bool = True) -> Iterator[Finding]:
 
 
 def _examine_names(directory: str) -> Iterator[Finding]:
+    if found := foreign.in_directory(directory):
+        places = sorted({f"{Path(each.place).name} ({each.program})" for each in found})
+        text = f"{len(found)} of other programs: {_some(places)}"
+        advice = f"`qqbot-session copy {directory} NEW` brings them along."
+        yield Finding("note", "sessions", text, advice)
     if strangers := irregular(directory):
         text = f"{len(strangers)} in the place of records: {_some(strangers)}"
         yield Finding("problem", "not files", text, "Move them away: they are never touched.")

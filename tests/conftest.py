@@ -79,7 +79,8 @@ def pytest_asyncio_loop_factories(
 @functools.cache
 def the_alarm() -> BlockBuster:
     """Return the alarm of all tests; it imports the package, which some programs must not."""
-    commands = ["qqbot_session.cli", "qqbot_session.doctor"]  # no bot waits for their loop
+    parts = ["cli", "doctor", "storages.foreign"]
+    commands = [f"qqbot_session.{part}" for part in parts]  # no bot waits for their loop
     alarm = BlockBuster("qqbot_session", excluded_modules=commands)
     acquire = alarm.functions["threading.Lock.acquire"]
     acquire.can_block_in("coverage/collector.py", "lock_data")  # wherever a thread begins a file

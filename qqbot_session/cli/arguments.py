@@ -143,9 +143,16 @@ def _add_changing(command: _Command) -> None:
         "changing:copy",
         "Copy every record into another storage; the newer one stays.",
     )
-    copied.add_argument("source")
+    copied.add_argument("source", help="a storage, or what another program keeps its sessions in")
     copied.add_argument("target")
     copied.add_argument("--overwrite", action="store_true", help="also over newer records")
+    copied.add_argument(
+        "--account",
+        action="append",
+        default=[],
+        metavar="[OLD=]NEW",
+        help="the account's name in the target; else it is made of the app id, as 102000000-0-1",
+    )
 
 
 def _seconds(text: str) -> float | None:

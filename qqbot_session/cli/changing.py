@@ -7,8 +7,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..state import decode, encode
 from ..words import shown
 from . import terminal
 from .codes import DONE, NEGATIVE, PARTLY, UsageError
@@ -165,10 +167,11 @@ def _say_strangers(strangers: list[Row]) -> None:
 
 
 async def copy(options: argparse.Namespace) -> int:
-    """Copy every record into another storage."""
+    """Copy every record, and what other programs keep, into another storage."""
     from ..storages import copy as copy_records
 
-    source, target = open_storage(options.source), open_storage(options.target, may_be_new=True)
+    source = await _source(options)
+    target = open_storage(options.target, may_be_new=True)
     progress = terminal.Progress("records copied")
 
     def show(done: Any) -> None:
@@ -190,3 +193,47 @@ async def copy(options: argparse.Namespace) -> int:
             f"{done.unreadable} are no records"
         )
     return PARTLY if done.failures else DONE
+
+
+async def _source(options: argparse.Namespace) -> Storage:
+    """Return what to copy from: a storage, or in memory what other programs keep there."""
+    from ..storages import MemoryStorage, foreign
+
+    names = dict(map(_renaming, options.account))
+    try:
+        found, has_ours = foreign.sessions(options.source)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not found and not names:
+        return open_storage(options.source)
+    records: dict[str, bytes] = {}
+    if has_ours:
+        await _take(open_storage(options.source), records, names)
+    for session in found:
+        state = session.state
+        if new := names.get(session.account_id, names.get("")):
+            state = replace(state, account_id=new)
+        known = records.get(state.account_id)
+        if known is None or decode(known).saved_at < state.saved_at:
+            records[state.account_id] = encode(state)
+        say(f"{session.program}'s {session.account_id} becomes {state.account_id}")
+    return MemoryStorage(records)
+
+
+async def _take(storage: Storage, records: dict[str, bytes], names: dict[str, str]) -> None:
+    """Read a storage's records, under their new names where they get one."""
+    try:
+        async for _, data, row in scanned(storage, None):
+            if row.state is None or row.status == "foreign":
+                continue
+            new = names.get(row.account, names.get(""))
+            state = row.state if new is None else replace(row.state, account_id=new)
+            records[state.account_id] = data if new is None else encode(state)
+    finally:
+        await storage.aclose()
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    """Return the old and the new account id; the old one is empty if there is only one."""
+    old, equals, new = text.rpartition("=")
+    return old if equals else "", account_id(new)
