@@ -126,7 +126,7 @@ class Api:
         self.base = base.rstrip("/")
 
     async def request(
-        self, method: str, path: str, *, json: Any = None, wait: float = _HTTP_WAIT
+        self, method: str, path: str, *, json: Any = None, wait: float | None = None
     ) -> Any:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ValueError(f"path must begin with '/', not {path!r:.100}")
@@ -139,14 +139,16 @@ class Api:
             token = await self.tokens.get(new=True)
             return await self._send(method, path, json, token, wait)
 
-    async def _send(self, method: str, path: str, json: Any, token: Secret, wait: float) -> Any:
+    async def _send(
+        self, method: str, path: str, json: Any, token: Secret, wait: float | None
+    ) -> Any:
         headers = {"Authorization": "QQBot " + token, "X-Union-Appid": self.app_id}
         answer = await self._http.call(
             method,
             self.base + path,
             json=json,
             headers=headers,
-            wait=wait,
+            wait=_HTTP_WAIT if wait is None else wait,
             secrets=self.tokens.secrets,
         )
         if answer.status >= 300 or (answer.status not in _ACCEPTED and answer.code is not None):

@@ -157,6 +157,8 @@ class Http:
         try:
             return await self._exchange(method, url, wait, json, headers or {}, secrets)
         except (aiohttp.ClientError, OSError, ApiError, asyncio.CancelledError) as error:
+            if type(error) is TimeoutError:  # aiohttp's says nothing
+                raise TimeoutError(f"no answer within {wait:g} s") from None
             raise bare(error) from None  # no frame below this one, where the response is at hand
 
     async def connect(self, url: str) -> AiohttpSocket:
