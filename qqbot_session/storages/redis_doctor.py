@@ -24,21 +24,10 @@ _SKEW = 5.0  # seconds
 _SHOWN = 3  # names in one line
 _REFUSALS = ("NOPERM", "permission", "NOAUTH", "WRONGPASS", "uthenti", "username", "can't run")
 
-COMMANDS = [
-    "get",
-    "set",
-    "del",
-    "getrange",
-    "exists",
-    "pttl",
-    "time",
-    "eval",
-    "evalsha",
-    "scan",
-    "hello",
-    "client",
-    "select",
-]
+COMMANDS = (
+    *("get", "set", "del", "getrange", "exists", "pttl", "time", "eval", "evalsha", "scan"),
+    *("hello", "client", "select"),
+)
 """What a user of a server must be allowed to do; in a cluster also `cluster` and `command`."""
 
 _PERMISSIONS = f"Check the password, and what the user may do: +{' +'.join(COMMANDS)}."

@@ -19,6 +19,9 @@ leases are waited for until they end.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -38,6 +41,7 @@ CHECKS: list[Check] = []
 LEASING_CHECKS: list[Check] = []
 """What a `LeasingStorage` must do beyond that."""
 
+_PATIENCE = 20.0  # seconds until what should answer hangs
 _SHORT = 0.2  # seconds: a lease that a check waits for
 _LONG = 60.0
 
@@ -324,6 +328,146 @@ async def a_record_of_another_account_is_not_listed(open_storage: Opener) -> Non
 
 
 @_check
+async def any_number_of_reads_at_once_is_answered(open_storage: Opener) -> None:
+    """Whatever is short (connections, descriptors, threads) is waited for."""  # promise 27
+    storage, other = open_storage(), open_storage()
+    batch = {f"account-{index}": b"%d" % index for index in range(600)}
+    await storage.commit(batch)
+    for reader in (storage, other):
+        found = await asyncio.gather(*[reader.read(account_id) for account_id in batch])
+        assert found == list(batch.values())
+    assert await _contents(other) == sorted(batch.values())
+
+
+@_check
+async def any_number_of_discards_at_once_is_answered(open_storage: Opener) -> None:
+    storage = open_storage()
+    batch = {f"account-{index}": b"%d" % index for index in range(300)}
+    await storage.commit(batch)
+    deleted = await asyncio.gather(*[storage.discard(id_, data) for id_, data in batch.items()])
+    assert all(deleted)
+    assert await _contents(storage) == []
+
+
+@_check
+async def a_read_that_is_cancelled_takes_no_other_with_it(open_storage: Opener) -> None:
+    """Neither those under way at the same time nor any later one."""  # promise 27
+    storage = open_storage()
+    await storage.commit({"a": b"a", "b": b"b"})
+    for steps in range(8):
+        torn, other = (asyncio.ensure_future(storage.read(name)) for name in "ab")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        torn.cancel()
+        late = asyncio.ensure_future(storage.read("a"))
+        async with asyncio.timeout(_PATIENCE):
+            assert await other == b"b", steps
+            assert await late == b"a", steps
+            assert await storage.read("a") == b"a", steps
+        await asyncio.wait([torn])
+
+
+@_check
+async def a_read_that_fails_takes_no_other_with_it(open_storage: Opener) -> None:
+    """Reading what no account id can be may fail, but alone."""  # promise 27
+    storage = open_storage()
+    await storage.commit({"a": b"a"})
+    for _ in range(3):
+        async with asyncio.timeout(_PATIENCE):
+            names = ["a", "\ud800", "a", "\0" * 70_000, "a"]
+            answers = await asyncio.gather(
+                *[storage.read(name) for name in names], return_exceptions=True
+            )
+            assert answers[::2] == [b"a"] * 3
+            assert await storage.read("a") == b"a"
+
+
+@_check
+async def cancelling_all_tasks_leaves_a_storage_that_works(open_storage: Opener) -> None:
+    """Some programs cancel every task there is, those that a storage made included."""
+    # promise 9
+    storage = open_storage()
+    await storage.commit({"a": b"a"})
+    for steps in range(6):
+        mine = {asyncio.current_task()}
+        calls = [
+            asyncio.ensure_future(storage.read("a")),
+            asyncio.ensure_future(_commit(storage, {"b": b"%d" % steps})),
+            asyncio.ensure_future(storage.discard("a", b"not this")),
+        ]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - mine:
+            task.cancel()
+        _, hanging = await asyncio.wait(calls, timeout=_PATIENCE)
+        assert not hanging, steps
+        async with asyncio.timeout(_PATIENCE):
+            assert await storage.commit({"b": b"after"}) == {}
+            assert await storage.read("a") == b"a"
+            assert await storage.read("b") == b"after"
+
+
+@_check
+async def a_storage_serves_one_loop_after_another(open_storage: Opener) -> None:
+    """As when it stands at a module's top and each test, or each cell, has a loop of its own."""
+    # promise 25
+    storage = open_storage()
+
+    async def use(number: int) -> None:
+        before = None if number == 0 else b"%d" % (number - 1)
+        assert await storage.read("a") == before
+        assert await storage.commit({"a": b"%d" % number}) == {}
+        assert await _contents(storage) == [b"%d" % number]
+        await storage.aclose()
+
+    for number in range(3):
+        await asyncio.to_thread(asyncio.run, asyncio.wait_for(use(number), _PATIENCE))
+    assert await storage.read("a") == b"2"
+
+
+@_check
+async def a_forked_process_uses_the_storage_as_if_it_were_its_own(open_storage: Opener) -> None:
+    """And so does its parent, before, meanwhile and afterwards."""  # promise 25
+    if not hasattr(os, "fork"):
+        return
+    used, unused = open_storage(), open_storage()
+    await used.commit({"parent": b"before", "child-0": b"", "child-1": b""})
+    for number, storage in enumerate((used, unused)):
+        child = _fork(storage, number)
+        for step in range(5):
+            assert await used.commit({"parent": b"%d" % step}) == {}
+            assert await used.read("parent") == b"%d" % step
+        assert await asyncio.to_thread(os.waitpid, child, 0) == (child, 0)
+        if type(storage).__name__ != "MemoryStorage":
+            assert await used.read(f"child-{number}") == b"4"
+    assert await used.read("parent") == b"4"
+
+
+def _fork(storage: Storage, number: int) -> int:
+    """Start a process that commits through the very object, with its own loop."""
+
+    async def use() -> None:
+        for step in range(5):
+            assert await storage.commit({f"child-{number}": b"%d" % step}) == {}
+            assert await storage.read(f"child-{number}") == b"%d" % step
+        await storage.aclose()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
+        child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        asyncio.set_event_loop(None)
+        signal.alarm(int(_PATIENCE))  # rather die than hang
+        asyncio.run(use())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+@_check
 async def sweeping_takes_no_record(open_storage: Opener) -> None:
     storage = open_storage()
     await storage.commit({"a": b"a", "a.b": b"a.b"})
@@ -392,6 +536,52 @@ async def of_many_candidates_one_gets_the_lease(open_storage: Opener) -> None:
         *[storage.acquire("a", f"{number}", _LONG) for number, storage in enumerate(candidates)]
     )
     assert got.count(True) == 1
+
+
+@_leasing_check
+async def any_number_of_leases_is_taken_and_given_up_at_once(open_storage: Opener) -> None:
+    # promise 27
+    one, other = _two(open_storage)
+    ids = [f"account-{index}" for index in range(600)]
+    assert all(await asyncio.gather(*[one.acquire(id_, "one", _LONG) for id_ in ids]))
+    assert await one.renew(dict.fromkeys(ids, "one"), _LONG) == {}
+    assert not any(await asyncio.gather(*[other.acquire(id_, "other", _LONG) for id_ in ids]))
+    await asyncio.gather(*[one.release(id_, "one") for id_ in ids])
+    assert all(await asyncio.gather(*[other.acquire(id_, "other", _LONG) for id_ in ids]))
+
+
+@_leasing_check
+async def giving_up_overtakes_no_acquiring_that_was_cancelled(open_storage: Opener) -> None:
+    """Or the lease would be held by nobody until its end."""
+    one, other = _two(open_storage)
+    for steps in range(8):
+        token = f"one-{steps}"
+        torn = asyncio.ensure_future(_acquire(one, "a", token))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        torn.cancel()
+        await one.release("a", token)
+        assert await other.acquire("a", f"other-{steps}", _LONG), steps
+        await other.release("a", f"other-{steps}")
+        await asyncio.wait([torn])
+
+
+async def _acquire(storage: LeasingStorage, account_id: str, token: str) -> bool:
+    return await storage.acquire(account_id, token, _LONG)
+
+
+@_leasing_check
+async def a_forked_process_has_no_lease_of_its_parents(open_storage: Opener) -> None:
+    # promise 28
+    if not hasattr(os, "fork"):
+        return
+    one, _ = _two(open_storage)
+    assert await one.acquire("child-0", "one", _LONG)
+    child = _fork(one, 0)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert status, "the child has written an account whose lease is its parent's"
+    assert await one.commit({"child-0": b"mine"}) == {}
+    assert await one.renew({"child-0": "one"}, _LONG) == {}
 
 
 @_leasing_check
