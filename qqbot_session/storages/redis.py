@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ..errors import LeaseLostError
-from .base import READ_LIMIT, is_of
+from .base import READ_LIMIT, RecordChangedError, is_of
 from .redis_client import (
     ServerUrl,
     check_client,
@@ -141,6 +141,26 @@ for i = 1, #KEYS do
   if type(r) == 'table' then answers[i] = r.err
   elseif r ~= ARGV[i + 1] or redis.call('EXISTS', KEYS[i]) == 0 then answers[i] = 0
   else answers[i] = redis.call('DEL', KEYS[i]) end
+end
+return answers
+""")
+# KEYS: record and lease of each account. ARGV: the records' life in ms or '', the most that is read
+# of a record, then for each account 1 or 0 if there was one, what was read, what to write.
+_EXCHANGE = _Script("""
+local answers = {}
+for i = 1, #KEYS / 2 do
+  local key, at = KEYS[2 * i - 1], 3 * i
+  local held, r = redis.pcall('GET', KEYS[2 * i]), redis.pcall('GETRANGE', key, 0, ARGV[2])
+  if type(held) == 'table' then r = held end
+  if type(r) ~= 'table' then
+    local there = tostring(redis.call('EXISTS', key))
+    if held and held ~= '' then r = 1
+    elseif there ~= ARGV[at] or r ~= ARGV[at + 1] then r = 2
+    elseif ARGV[1] == '' then r = redis.pcall('SET', key, ARGV[at + 2])
+    else r = redis.pcall('SET', key, ARGV[at + 2], 'PX', ARGV[1]) end
+  end
+  if type(r) == 'table' then r = r.err or 0 end
+  answers[i] = r
 end
 return answers
 """)
@@ -378,6 +398,21 @@ class RedisStorage:
         here = self._here()
         here.latest = asyncio.ensure_future(self._commit_after(here, here.latest, dict(changes)))
         return await _outcome_of(here.latest)
+
+    async def exchange(
+        self, changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Mapping[str, Exception]:
+        """Write each record whose place still holds what was read there; `None` is nothing.
+
+        Returns:
+            A `RecordChangedError` for each account whose record is another by now, and a
+            `LeaseLostError` for each that somebody holds the lease of.
+        """
+        here = self._here()
+        outcomes = await self._each(
+            here, list(changes), self._key, lambda ids: self._exchange(here, ids, changes)
+        )
+        return _failures(changes, outcomes)
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield every account id with its record; a key that holds no string is not ours."""
@@ -842,6 +877,22 @@ class RedisStorage:
             return [None] * len(ids)
         return _verdicts(ids, answer)
 
+    async def _exchange(
+        self, here: _Here, ids: list[str], changes: Mapping[str, tuple[bytes | None, bytes]]
+    ) -> Sequence[Any]:
+        keys = [at for id_ in ids for at in (self._key(id_), self._lease(id_))]
+        values: list[Any] = [self._life, READ_LIMIT - 1]
+        for account_id in ids:
+            expected, data = changes[account_id]
+            values += (int(expected is not None), expected or b"", data)
+        answer = await self._call(here, _EXCHANGE, keys, values)
+        return [
+            RecordChangedError(f"the record of {id_!r} was changed meanwhile")
+            if code == 2
+            else each
+            for id_, code, each in zip(ids, answer, _verdicts(ids, answer), strict=True)
+        ]
+
     # Leases
 
     async def _take(self, account_id: str, kind: str, token: str, ttl: float) -> int:
@@ -885,6 +936,7 @@ _inherited: list[Any] = []  # to close these would take the sockets from the par
 
 _REFUSED = {
     1: "the lease of {0!r} is not ours",
+    2: "",
     3: "the server has forgotten the lease of {0!r}",
     4: "the server has forgotten the lease of {0!r}, and another may have had it since",
 }

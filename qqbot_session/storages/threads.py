@@ -129,6 +129,7 @@ class Together:
 
     async def read(self, account_id: str) -> bytes | None:
         """Return what `read_many` answers for the account, or raise it."""
+        account_id.encode()  # what can be no record's name fails alone
         loop = asyncio.get_running_loop()
         if self._loop is not loop or self._process != os.getpid():
             self._loop, self._process = loop, os.getpid()

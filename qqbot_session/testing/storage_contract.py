@@ -28,7 +28,13 @@ from functools import wraps
 
 from ..errors import LeaseLostError
 from ..state import MAX_RECORD_BYTES, SessionState, encode
-from ..storages.base import READ_LIMIT, LeasingStorage, Storage
+from ..storages.base import (
+    READ_LIMIT,
+    ExchangingStorage,
+    LeasingStorage,
+    RecordChangedError,
+    Storage,
+)
 
 __all__ = ["CHECKS", "LEASING_CHECKS", "ODD_IDS", "Check", "Opener"]
 
@@ -328,6 +334,24 @@ async def a_record_of_another_account_is_not_listed(open_storage: Opener) -> Non
 
 
 @_check
+async def an_exchange_overwrites_nothing_but_what_was_read(open_storage: Opener) -> None:
+    """Where a storage can compare and write in one step, as `copy` wants it."""  # promise 25
+    storage, other = open_storage(), open_storage()
+    if not isinstance(storage, ExchangingStorage):
+        return
+    await storage.commit({"a": b"a", "b": b"b", "empty": b""})
+    read: dict[str, bytes | None] = {"a": b"a", "b": b"b", "empty": b"", "c": None, "d": None}
+    await other.commit({"b": b"newer", "d": b"newer"})
+    changes = {id_: (data, b"copied") for id_, data in read.items()}
+    failures = await storage.exchange(changes)
+    assert set(failures) == {"b", "d"}
+    assert all(isinstance(error, RecordChangedError) for error in failures.values())
+    found = {account_id: await other.read(account_id) for account_id in read}
+    assert found == dict.fromkeys(read, b"copied") | {"b": b"newer", "d": b"newer"}
+    assert set(await storage.exchange({"b": (None, b"x"), "c": (b"cop", b"x")})) == {"b", "c"}
+
+
+@_check
 async def any_number_of_reads_at_once_is_answered(open_storage: Opener) -> None:
     """Whatever is short (connections, descriptors, threads) is waited for."""  # promise 27
     storage, other = open_storage(), open_storage()
@@ -568,6 +592,18 @@ async def giving_up_overtakes_no_acquiring_that_was_cancelled(open_storage: Open
 
 async def _acquire(storage: LeasingStorage, account_id: str, token: str) -> bool:
     return await storage.acquire(account_id, token, _LONG)
+
+
+@_leasing_check
+async def an_exchange_respects_a_lease(open_storage: Opener) -> None:
+    one, other = _two(open_storage)
+    if not isinstance(other, ExchangingStorage):
+        return
+    await one.commit({"a": b"a", "b": b"b"})
+    assert await one.acquire("a", "one", _LONG)
+    failures = await other.exchange({"a": (b"a", b"x"), "b": (b"b", b"x")})
+    assert _is_refused(failures, "a")
+    assert (await one.read("a"), await one.read("b")) == (b"a", b"x")
 
 
 @_leasing_check
