@@ -8,13 +8,16 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from qqbot_session import AsyncSessionStore
 from qqbot_session.testing import LocalGateway
 
 pytestmark = [
@@ -23,6 +26,7 @@ pytestmark = [
 ]
 
 PROGRAM = Path(__file__).parent / "programs" / "beside.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 slow = pytest.mark.slow
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
@@ -246,3 +250,80 @@ async def test_the_second_signal_ends_a_process_whose_loop_is_blocked(
         program.process.send_signal(TERM)
         assert await program.end() == 0
     assert program.words().count("handled hello") == 3  # the old message, and the new one for two
+
+
+# The programs of the page on web applications
+
+
+def at(qq: LocalGateway) -> dict[str, str]:
+    """Return the variables that lead a bot to QQ on this machine."""
+    here = {"QQBOT_APP_ID": qq.app_id, "QQBOT_SECRET": qq.client_secret}
+    return os.environ | here | {"QQBOT_API_URL": qq.api_url, "QQBOT_TOKEN_URL": qq.token_url}
+
+
+@contextlib.asynccontextmanager
+async def an_example(
+    qq: LocalGateway, directory: Path, *command: str, **variables: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, cwd=directory, env=at(qq) | variables,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+def a_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "aiohttp"])
+async def test_the_bot_in_a_web_application_answers_and_ends_in_order(
+    framework: str, qq: LocalGateway, tmp_path: Path
+) -> None:
+    # promise 29
+    port = str(a_free_port())
+    if framework == "fastapi":
+        pytest.importorskip("fastapi")
+        pytest.importorskip("uvicorn")
+        command = ["-m", "uvicorn", "--app-dir", str(EXAMPLES), "web_fastapi:app", "--port", port]
+    else:
+        command = [str(EXAMPLES / "web_aiohttp.py")]
+    async with an_example(qq, tmp_path, *command, PORT=port) as program:
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("ping"))
+        await qq.wait_for(lambda qq: qq.sent)
+        if framework == "fastapi":
+            health = f"http://127.0.0.1:{port}/health"
+            async with aiohttp.ClientSession() as http, http.get(health) as answer:
+                assert (answer.status, await answer.json()) == (200, {"0": True})
+        program.terminate()
+        output, _ = await asyncio.wait_for(program.communicate(), 10)
+    assert (program.returncode, b"Traceback" in output) == (
+        -TERM if framework == "fastapi" else 0,
+        False,
+    ), output.decode()
+    assert qq.clients[-1].close_code == 4000
+
+
+async def test_ten_bots_run_in_one_process_with_one_store(qq: LocalGateway, tmp_path: Path) -> None:
+    """One of them is refused, and the nine others go on."""
+    accounts = [(f"20000{number}", "s") for number in range(10)]
+    for app_id, secret in accounts[:-1]:
+        qq.add_app(app_id, secret)
+    words = [word for account in accounts for word in account]
+    async with an_example(qq, tmp_path, str(EXAMPLES / "many_bots.py"), *words) as program:
+        await qq.wait_for(lambda qq: sum(c.started is not None for c in qq.clients) == 9)
+        program.terminate()
+        output, _ = await asyncio.wait_for(program.communicate(), 10)
+    assert program.returncode == 0, output.decode()
+    assert b"The app id or the secret is wrong" in output
+    assert {client.close_code for client in qq.clients} == {4000}
+    async with AsyncSessionStore(tmp_path / "sessions") as store:
+        assert len(await store.load_all()) == 9

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from qqbot_session.bot import Bot, run_bot
@@ -23,7 +24,11 @@ WORK = float(os.environ.get("WORK", "0.5"))
 
 
 def say(*words: object) -> None:
-    print(*words, flush=True)  # noqa: T201
+    """Print a line; into a file where a supervisor has the output."""
+    with contextlib.ExitStack() as stack:
+        file = os.environ.get("OUT")
+        out = stack.enter_context(Path(file).open("a")) if file else None
+        print(*words, flush=True, file=out)
 
 
 async def handle(event: Dispatch, bot: Bot) -> None:
@@ -40,6 +45,11 @@ def bot(number: int = 1, **options: Any) -> Any:
     urls = {"api_url": api_url, "token_url": token_url}
     secret = options.pop("secret", "s")
     return run_bot(f"10000{number}", secret, intents=1 << 25, **urls, **options)
+
+
+async def alone() -> None:
+    await bot()
+    say("returned")
 
 
 # Bots beside bots

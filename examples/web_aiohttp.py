@@ -1,0 +1,42 @@
+"""A bot in an aiohttp application: `python web_aiohttp.py`.
+
+At QQ: set `QQBOT_APP_ID` and `QQBOT_SECRET`. On this machine: run `python -m qqbot_session.testing`
+beside it, and set the four variables that it prints.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from qqbot_session.bot import Bot, run_bot
+from qqbot_session.gateway import Dispatch
+
+
+async def handle(event: Dispatch, bot: Bot) -> None:
+    if event.type == "C2C_MESSAGE_CREATE":
+        chat = f"/v2/users/{event.data['author']['user_openid']}/messages"
+        answer = {"msg_type": 0, "msg_id": event.data["id"], "content": "pong"}
+        await bot.request("POST", chat, json=answer)
+
+
+async def run(app: web.Application) -> AsyncIterator[None]:
+    bot = asyncio.create_task(
+        run_bot(
+            os.environ["QQBOT_APP_ID"],
+            os.environ["QQBOT_SECRET"],
+            intents=1 << 25,
+            handle=handle,
+            api_url=os.environ.get("QQBOT_API_URL"),  # None: QQ's own
+            token_url=os.environ.get("QQBOT_TOKEN_URL"),
+        )
+    )
+    yield
+    bot.cancel()
+    await asyncio.gather(bot, return_exceptions=True)
+
+
+app = web.Application()
+app.cleanup_ctx.append(run)
+web.run_app(app, host="127.0.0.1", port=int(os.environ.get("PORT", "8080")))
