@@ -84,7 +84,9 @@ async def running(
         )
     )  # fmt: skip
     try:
-        await qq.wait_for(lambda qq: sum(c.started is not None for c in qq.clients[lines:]) >= bots)
+        await qq.wait_for(
+            lambda qq: sum(c.started is not None for c in qq.clients[lines:]) >= bots, 30
+        )
         await asyncio.sleep(0.6 if re.search("later|corn|blocks", words[0]) else 0.0)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
         await program.until("begun", bots)
@@ -296,7 +298,7 @@ async def test_the_bot_in_a_web_application_answers_and_ends_in_order(
     else:
         command = [str(EXAMPLES / "web_aiohttp.py")]
     async with an_example(qq, tmp_path, *command, PORT=port) as program:
-        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started, 30)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("ping"))
         await qq.wait_for(lambda qq: qq.sent)
         if framework == "fastapi":
@@ -319,9 +321,11 @@ async def test_ten_bots_run_in_one_process_with_one_store(qq: LocalGateway, tmp_
         qq.add_app(app_id, secret)
     words = [word for account in accounts for word in account]
     async with an_example(qq, tmp_path, str(EXAMPLES / "many_bots.py"), *words) as program:
-        await qq.wait_for(lambda qq: sum(c.started is not None for c in qq.clients) == 9)
+        output = b""
+        while output.count(b"READY") < 9:
+            output += await asyncio.wait_for(program.stdout.readline(), 30)  # type: ignore
         program.terminate()
-        output, _ = await asyncio.wait_for(program.communicate(), 10)
+        output += (await asyncio.wait_for(program.communicate(), 10))[0]
     assert program.returncode == 0, output.decode()
     assert b"The app id or the secret is wrong" in output
     assert {client.close_code for client in qq.clients} == {4000}
