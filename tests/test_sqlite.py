@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qqbot_session import AsyncSessionStore, SessionState
-from qqbot_session.storages import SqliteStorage, storage_of
+from qqbot_session import AsyncSessionStore, MemoryStorage, SessionState
+from qqbot_session.doctor import examine
+from qqbot_session.storages import SqliteStorage, copy, storage_of
 from qqbot_session.storages.sqlite import NotOurDatabaseError
 
 SQLITE = "qqbot_session.storages.sqlite"
@@ -718,3 +721,378 @@ async def test_any_system_call_may_be_the_last_or_fail(
             assert asides(path) == []
             await storage.aclose()
     assert tried > 8
+
+
+# Where many meet
+
+linux = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc/locks")
+
+
+def locks_on(path: Path) -> int:
+    """How many locks this process holds on the database itself."""
+    inode, own = str(path.stat().st_ino), str(os.getpid())
+    lines = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
+    return sum(line[4] == own and line[5].endswith(f":{inode}") for line in lines if len(line) > 6)
+
+
+async def look_with_doctor(path: Path) -> None:
+    storage = SqliteStorage(path)
+    _ = [finding async for finding in examine(storage, max_age=None)]
+    await storage.aclose()
+
+
+async def look_through_a_link(path: Path) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    storage = SqliteStorage(link)
+    assert await storage.read("a") == b"a"
+    await storage.aclose()
+
+
+async def look_through_a_hard_link(path: Path) -> None:
+    """SQLite would keep a second log for it: the second name is refused, in words."""
+    link = path.with_name("hard.db")
+    link.hardlink_to(path)
+    storage = SqliteStorage(link)
+    with pytest.raises(NotOurDatabaseError, match="second name"):
+        await storage.read("a")
+    await storage.aclose()
+    link.unlink()
+
+
+async def copy_from_it(path: Path) -> None:
+    source = SqliteStorage(path)
+    await copy(source, MemoryStorage())
+    await source.aclose()
+
+
+async def fork(path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    storage = SqliteStorage(path)
+    await storage.read("a")
+    await storage.aclose()
+
+
+@linux
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    "look",
+    [look_with_doctor, look_through_a_link, look_through_a_hard_link, copy_from_it, fork],
+)
+async def test_nothing_that_looks_drops_the_locks_of_this_process(
+    look: Callable[[Path], Awaitable[None]], storage: SqliteStorage, path: Path
+) -> None:
+    """On POSIX any close of a file drops all locks of the process on it."""
+    # promise 26
+    await storage.commit({"a": b"a"})
+    assert locks_on(path) > 0
+    await look(path)
+    assert await storage.commit({"b": b"b"}) == {}
+    assert locks_on(path) > 0
+
+
+@linux
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_a_forked_child_holds_locks_of_its_own(storage: SqliteStorage, path: Path) -> None:
+    """What SQLite copied into it says that it has them; then the parent would end its log."""
+    # promise 25
+    await storage.commit({"a": b"a"})
+    child = os.fork()
+    if child == 0:
+        try:
+            loop = asyncio.SelectorEventLoop()
+            asyncio.events._set_running_loop(None)
+            loop.run_until_complete(storage.commit({"b": b"b"}))
+            os._exit(0 if locks_on(path) else 3)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+async def test_a_child_does_not_write_with_its_parents_lease(
+    storage: SqliteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # promise 28
+    assert await storage.acquire("a", "parent", 60.0)
+    pid = os.getpid()
+    monkeypatch.setattr("qqbot_session.storages.threads.os.getpid", lambda: pid + 1)
+    assert set(await storage.commit({"a": b"child"})) == {"a"}
+
+
+REOPENING = PROGRAM.replace(
+    "    for number in",
+    """    for number in range({batches}):
+        again = SqliteStorage(path)
+        await again.read("x")
+        await again.aclose()
+        batch = {{f"{{who}}-{{i}}": b"%d" % number for i in range(50)}}
+        if await storage.commit(batch): sys.exit("refused")
+        if await again.read(f"{{who}}-7") != b"%d" % number: sys.exit("older")
+        await again.aclose()
+    for number in""",
+)
+LOOKER = """
+import asyncio, sys
+from qqbot_session.storages import SqliteStorage
+async def main(path):
+    while True:
+        storage = SqliteStorage(path)
+        _ = [item async for item in storage.scan()]
+        await storage.read("a-0")
+        await storage.aclose()
+        print(".", flush=True)
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.real_time
+async def test_writers_lose_nothing_to_whoever_looks_again_and_again(path: Path) -> None:
+    """Each reopens the database beside its own connection, as `list` in a bot would."""
+    # promises 25, 26
+    writer = REOPENING.format(batches=40)
+    with subprocess.Popen([sys.executable, "-c", LOOKER, str(path)], stdout=-3) as looker:
+        writers = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-c", writer, str(path), name, stdout=-3, stderr=subprocess.PIPE
+            )
+            for name in "ab"
+        ]
+        answers = await asyncio.gather(*[writer.communicate() for writer in writers])
+        looker.kill()
+    assert [writer.returncode for writer in writers] == [0, 0], answers
+    assert asides(path) == []
+    storage = SqliteStorage(path)
+    assert set((await records(storage)).values()) == {b"39"}
+    await storage.aclose()
+
+
+# What looking meets
+
+
+@pytest.fixture
+async def crashed(path: Path) -> Path:
+    """A database whose bot was killed: its newest records are in the log."""
+    program = PROGRAM.format(batches=1).replace("await storage.aclose()", "import os; os._exit(0)")
+    await asyncio.to_thread(run, sys.executable, "-c", program, path, "a")
+    assert path.with_name("sessions.db-wal").stat().st_size > 0
+    return path
+
+
+@pytest.mark.real_time
+async def test_looking_at_what_a_killed_bot_left_moves_none_of_it(crashed: Path) -> None:
+    # promise 26
+    before = everything_in(crashed.parent)
+    del before["sessions.db-shm"]  # where SQLite notes who reads
+    storage = SqliteStorage(crashed)
+    assert len(await records(storage)) == 50
+    assert await storage.read("a-1") == b"0"
+    await storage.aclose()
+    after = everything_in(crashed.parent)
+    del after["sessions.db-shm"]
+    assert after == before
+
+
+async def test_looking_where_nobody_writes_leaves_nothing_beside(
+    storage: SqliteStorage, path: Path
+) -> None:
+    """So another user who looks cannot keep the bot from its own log."""
+    # promise 26
+    await storage.commit({"a": b"a"})
+    await storage.aclose()
+    before = everything_in(path.parent)
+    assert await storage.read("a") == b"a"
+    assert everything_in(path.parent) == before
+    other = SqliteStorage(path)
+    await other.commit({"a": b"b"})
+    assert await storage.read("a") == b"b"
+    await other.aclose()
+    await other.commit({"a": b"c"})
+    await other.aclose()
+    assert await storage.read("a") == b"c"
+
+
+async def test_one_bad_row_empties_no_listing(storage: SqliteStorage, path: Path) -> None:
+    # promise 27
+    await storage.commit({"a": b"a"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO sessions VALUES (x'61', 'its key is a blob')")
+        connection.execute("INSERT INTO sessions VALUES (zeroblob(9), zeroblob(9))")
+    await storage.commit({"z": b"z"})
+    assert await records(storage) == {"a": b"a", "z": b"z"}
+    async with AsyncSessionStore(storage) as store:
+        assert await store.load_all() == []
+
+
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT"
+VIEWS = {
+    "sessions": f"{ENDLESS} 'a' AS account_id, x AS record FROM n WHERE x < 0",
+    "leases": f"{ENDLESS} 'a' AS account_id, 't' AS token, x AS ends, 1 AS ttl FROM n WHERE x < 0",
+}
+
+
+@pytest.mark.parametrize("table", VIEWS)
+async def test_a_view_in_a_tables_place_is_an_error_at_once(
+    table: str, storage: SqliteStorage, path: Path
+) -> None:
+    # promise 27
+    await storage.commit({"a": b"a"})
+    await storage.aclose()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"DROP TABLE {table}")
+        connection.execute(f"CREATE VIEW {table} AS {VIEWS[table]}")
+    for call in (storage.read("a"), storage.commit({"a": b"b"}), records(storage)):
+        with pytest.raises(NotOurDatabaseError, match="view"):
+            await call
+
+
+async def test_a_statement_that_never_ends_is_ended(
+    storage: SqliteStorage, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trigger of somebody's; it fails the write."""
+    # promise 27
+    monkeypatch.setattr("qqbot_session.storages.database._LONGEST", 0.2)
+    await storage.commit({"a": b"a"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "CREATE TRIGGER t AFTER UPDATE ON sessions WHEN (SELECT count(*) FROM"
+            f" ({ENDLESS} x FROM n WHERE x < 0)) BEGIN SELECT 1; END"
+        )
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        await storage.commit({"a": b"b"})
+    assert await storage.read("a") == b"a"
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+async def test_a_pipe_beside_the_database_hangs_nothing(
+    suffix: str, storage: SqliteStorage, path: Path
+) -> None:
+    # promises 14, 27
+    await storage.commit({"a": b"a"})
+    await storage.aclose()
+    os.mkfifo(f"{path}{suffix}")
+    for call in (storage.read("a"), storage.commit({"a": b"b"})):
+        with pytest.raises(NotOurDatabaseError, match="no regular file"):
+            await call
+
+
+async def test_a_database_restored_from_a_dump_says_what_mends_it(
+    storage: SqliteStorage, path: Path
+) -> None:
+    """Its application id is lost; the sentence holds the command that gives it back."""
+    await storage.commit({"a": b"a"})
+    with closing(sqlite3.connect(path)) as connection:
+        dump = "\n".join(connection.iterdump())
+    restored = path.with_name("restored.db")
+    with closing(sqlite3.connect(restored)) as connection:
+        connection.executescript(dump)
+    other = SqliteStorage(restored)
+    with pytest.raises(NotOurDatabaseError, match="application_id = 1364284243") as caught:
+        await other.read("a")
+    (mends,) = re.findall(r"PRAGMA application_id = \d+", str(caught.value))
+    with closing(sqlite3.connect(restored)) as connection:
+        connection.execute(mends)
+    assert await other.read("a") == b"a"
+    assert await other.commit({"a": b"b"}) == {}
+    await other.aclose()
+
+
+async def test_where_processes_share_no_memory_it_works_without_a_log(
+    storage: SqliteStorage, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """With one warning; such are FUSE volumes with direct_io, Docker Desktop's, WSL's."""
+    monkeypatch.setattr("qqbot_session.storages.database.shares_memory", lambda _: False)
+    other = SqliteStorage(path)
+    for data in (b"1", b"2"):
+        assert await storage.commit({"a": data, "b": data}) == {}
+        assert await other.commit({"b": b"other"}) == {}
+        assert await storage.read("a") == await other.read("a") == data
+        assert await records(other) == {"a": data, "b": b"other"}
+        await storage.aclose()
+    await other.aclose()
+    assert [other.name for other in path.parent.iterdir()] == ["sessions.db"]
+    assert caplog.text.count("without shared memory") == 2  # of two storages
+
+
+@pytest.fixture
+def without_shared_memory(tmp_path: Path) -> Iterator[Path]:
+    """A FUSE volume on which no file can be mapped into several processes."""
+    if not Path("/dev/fuse").exists() or not shutil.which("bindfs") or os.getuid() != 0:
+        pytest.skip("needs bindfs, FUSE and root")
+    place, real = tmp_path / "fuse", tmp_path / "real"
+    place.mkdir()
+    real.mkdir()
+    try:
+        run("bindfs", "--direct-io", real, place)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no FUSE here: {error.stderr!r}")
+    yield place
+    run("umount", "-l", place)
+
+
+async def test_a_database_that_comes_to_such_a_volume_goes_on_there(
+    without_shared_memory: Path, tmp_path: Path
+) -> None:
+    made = SqliteStorage(tmp_path / "sessions.db")
+    await made.commit({"a": b"a"})
+    await made.aclose()
+    shutil.copy(tmp_path / "sessions.db", without_shared_memory)
+    for name in ("sessions.db", "new.db"):
+        storage = SqliteStorage(without_shared_memory / name)
+        assert await storage.read("a") == (b"a" if name == "sessions.db" else None)
+        assert await storage.commit({"a": b"b"}) == {}
+        assert await storage.read("a") == b"b"
+        found = await storage.examine()
+        assert found is not None
+        assert (found.journal, found.damage, found.shares_memory) == ("delete", "", False)
+        await storage.aclose()
+
+
+# Owners and modes
+
+
+@pytest.mark.parametrize("how", ["through a dangling link", "over an empty file"])
+async def test_what_is_made_is_0600_whatever_was_there(how: str, tmp_path: Path) -> None:
+    # promise 15
+    path, real = tmp_path / "sessions.db", tmp_path / "sessions.db"
+    if how == "over an empty file":
+        path.touch()
+        path.chmod(0o644)
+    else:
+        real = tmp_path / "elsewhere" / "real.db"
+        path.symlink_to(real)
+    storage = SqliteStorage(path)
+    await storage.commit(MANY)
+    assert await storage.read("account-1") == b"x" * 300
+    modes = {other.name: stat.S_IMODE(other.stat().st_mode) for other in real.parent.glob("*db*")}
+    assert modes == {real.name + suffix: 0o600 for suffix in ("", "-wal", "-shm")}
+    await storage.aclose()
+    truncated(real)
+    await storage.commit(MANY)
+    modes = {other.name: stat.S_IMODE(other.stat().st_mode) for other in real.parent.glob("*db*")}
+    assert set(modes.values()) == {0o600}
+    assert len(asides(real)) == 1
+    await storage.aclose()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes")
+async def test_whoever_else_may_write_there_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "open"
+    place.mkdir()
+    storage = SqliteStorage(place / "sessions.db")
+    await storage.commit({"a": b"a"})
+    assert caplog.records == []
+    await storage.aclose()
+    place.chmod(0o777)
+    for _ in range(2):
+        await storage.commit({"a": b"a"})
+        await storage.aclose()
+    (line,) = caplog.records
+    assert f"{place} can be written by others (mode 777)" in line.getMessage()
+    findings = [each async for each in examine(storage, max_age=None)]
+    assert [each.level for each in findings if each.subject == "owner"] == ["problem"]
+    await storage.aclose()

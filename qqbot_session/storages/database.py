@@ -273,8 +273,9 @@ class Database:
                     raise NotOurDatabaseError(f"{path + suffix!r} is no regular file")
         if not status.st_size:
             return False
-        if status.st_nlink > 1:
-            _check_other_names(real, status)
+        if status.st_nlink > 1 and (other := _name_in_use(real, status)):
+            text = f"{path!r} is a second name (a hard link) of {other!r}: use that one"
+            raise NotOurDatabaseError(text)
         try:
             with contextlib.closing(_connection(real, "ro&immutable=1")) as connection:
                 if _number(connection, "application_id") == APPLICATION_ID:
@@ -490,28 +491,19 @@ def _check_tables(connection: sqlite3.Connection, real: str) -> None:
             raise NotOurDatabaseError(f"{real!r} is damaged: its table {name!r} is a {kind}")
 
 
-def _check_other_names(real: str, status: os.stat_result) -> None:
-    """Raise if the same file is in use under another name.
+def _name_in_use(real: str, status: os.stat_result) -> str | None:
+    """Return another name of the same file beside it that somebody uses.
 
-    SQLite would keep two logs for it: https://www.sqlite.org/howtocorrupt.html#_multiple_links_to_the_same_file
+    SQLite would keep a second log: https://www.sqlite.org/howtocorrupt.html (multiple links).
     """
-    directory = os.path.dirname(real)
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+    with contextlib.suppress(OSError), os.scandir(os.path.dirname(real)) as entries:
         for entry in entries:
-            if entry.path == real or not entry.is_file(follow_symlinks=False):
-                continue
             other = entry.stat(follow_symlinks=False)
-            if (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino) and any(
-                os.path.exists(entry.path + suffix) for suffix in ("-wal", "-journal")
-            ):
-                raise _SameFileError(
-                    f"{real!r} is a second name (a hard link) of {entry.path!r}, which is in use: "
-                    "use that name"
-                )
-
-
-class _SameFileError(NotOurDatabaseError):
-    pass
+            is_same = (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino)
+            logs = (entry.path + "-wal", entry.path + "-journal")
+            if is_same and entry.path != real and any(map(os.path.exists, logs)):
+                return entry.path
+    return None
 
 
 def _head_is_ours(real: str, status: os.stat_result, path: str) -> bool:
