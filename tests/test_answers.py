@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from driven import NOW, Driven
 
 from qqbot_session.answers import (
     REPEATED,
@@ -19,6 +20,7 @@ from qqbot_session.answers import (
     until,
 )
 from qqbot_session.gateway import Dispatch
+from qqbot_session.state import encode
 
 KIND = "C2C_MESSAGE_CREATE"
 
@@ -247,3 +249,32 @@ def test_bad_arguments_are_named() -> None:
         Answers(timeout="60")  # type: ignore[arg-type]
     assert answers_for("handled") is None
     assert isinstance(answers_for("answered"), Answers)
+
+
+async def test_hundreds_of_unanswered_messages_hold_the_mark_and_fit_into_the_record() -> None:
+    # promises 18 and 35
+    gateway, answers = Driven("a", app_id="102000000", intents=1), Answers()
+    gateway.handshake()
+    gateway.receive({"op": 0, "s": 1, "t": "READY", "d": {"session_id": "S", "user": {}}})
+
+    async def handle(event: Dispatch) -> None:
+        with gateway.handling(event):
+            await handle_whole(answers.awaited(nothing), event)
+
+    tasks = []
+    for seq in range(2, 802):
+        event = gateway.receive(
+            {"op": 0, "s": seq, "t": KIND, "id": f"e{seq}", "d": {"id": f"m{seq}"}}, NOW
+        )
+        assert isinstance(event, Dispatch)
+        tasks.append(asyncio.create_task(handle(event)))
+    await asyncio.sleep(1)
+    for seq in range(3, 802, 2):
+        answers.accepted(f"m{seq}")
+    await asyncio.sleep(1)
+    assert (gateway.settled, sum(task.done() for task in tasks)) == (1, 400)
+    assert gateway.state is not None
+    assert len(encode(gateway.state)) < 16 * 1024
+    await asyncio.gather(*tasks)
+    assert gateway.settled == 801
+    assert repr(answers) == "<Answers timeout=60 waiting=0>"

@@ -97,4 +97,17 @@ def test_the_packages_own_logger_gets_the_lines_once_it_has_a_handler() -> None:
     finally:
         logger.removeHandler(keep)
     assert [record.qqbot_reason for record in records] == ["no_line"]  # type: ignore[attr-defined]
-    assert shown.last == f"{ACCOUNT}: cannot connect to QQ yet, trying again: TimeoutError"
+
+
+def test_a_try_that_fails_is_one_line_with_the_wait_that_follows() -> None:
+    shown = Shown()
+    shown.log.no_line(TimeoutError())
+    shown.log.closed(None, CloseRule(Next.RESUME, wait=1.0, meaning="The line dropped."))
+    assert shown.lines == [
+        (
+            logging.WARNING,
+            f"{ACCOUNT}: cannot connect to QQ yet, trying again in 1.0 s: TimeoutError",
+        )
+    ]
+    shown.log.closed(None, CloseRule(Next.RESUME, wait=1.0, meaning="The line dropped."))
+    assert shown.last.startswith(f"{ACCOUNT}: connection closed: ")

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -29,7 +30,7 @@ _LINES: dict[Language, dict[str, str]] = {
         "ready": "{account}: ready with a new session",
         "resumed": "{account}: session resumed from number {seq}, caught up on {missed} event(s)",
         "closed": "{account}: connection closed{code}: {meaning} Next: {next} in {wait:.1f} s",
-        "no_line": "{account}: cannot connect to QQ yet, trying again: {values}",
+        "no_line": "{account}: cannot connect to QQ yet, trying again in {wait:.1f} s: {error}",
         "grace": "{account}: {values} handler(s) did not finish within {grace:g} s:"
         " their events will come again",
         "refused": "QQ refused the bot, which does not try again: {error}",
@@ -43,7 +44,7 @@ _LINES: dict[Language, dict[str, str]] = {
         "resumed": "[botpy] 机器人「{name}」恢复会话成功！{account}：从序号 {seq} 继续，"
         "补收了 {missed} 个事件",
         "closed": "[botpy] {account}：连接断开{code}，{wait:.1f} 秒后{next}",
-        "no_line": "[botpy] {account}：暂时连不上 QQ，稍后重试：{values}",
+        "no_line": "[botpy] {account}：暂时连不上 QQ，{wait:.1f} 秒后重试：{error}",
         "grace": "[botpy] {account}：{values} 个处理函数没能在 {grace:g} 秒内结束，"
         "对应的事件会重新送达",
         "refused": "[botpy] QQ 拒绝了机器人，不再重试：{error}",
@@ -111,6 +112,7 @@ class Console(ShardLog):
         self._tell, self._name = tell, name
         self._missed = 0  # events, since Hello
         self._seq: object = None  # that was resumed from
+        self._error: object = None  # of a try that opened no line
         reason = None if loaded is None else loaded.reason
         age = 0.0 if loaded is None else loaded.age or 0.0
         self._why = _WHY[language].get(reason, _WHY[language][None]).format(age=age)
@@ -135,12 +137,19 @@ class Console(ShardLog):
         reason = str(fields.get("reason", ""))
         if reason == "resume":
             self._seq = fields["seq"]
+        if reason == "no_line":
+            (self._error,) = values  # told with the wait that follows
+            return
         if fields.get("next") == Next.STOP.value:
             return  # whoever runs the shard tells of the refusal
+        if reason == "closed" and self._error is not None:
+            reason, level = "no_line", logging.WARNING
         if text_here := _LINES[self._language].get(reason):
             self._tell(level, text_here.format_map(self._words(values, fields)), 3)
         elif reason not in ("connected", "closing", "broken"):
             self._tell(level, f"{self._account_id}: {text % values}", 3)
+        if reason == "no_line":
+            self._error = None
 
     def _words(self, values: tuple[object, ...], fields: dict[str, object]) -> dict[str, object]:
         following = _NEXT[self._language].get(str(fields.get("next")), "")
@@ -153,6 +162,7 @@ class Console(ShardLog):
             "code": self._code(fields.get("code")),
             "meaning": values[1] if len(values) > 1 else "",
             "next": following,
+            "error": self._error,
             "values": ", ".join(map(str, values)),
         }
 

@@ -217,7 +217,7 @@ class Adapter(qq.Adapter):
 
         async def connect() -> Socket:
             if bot._self_info is None and gateway.resumable:  # there will be no READY
-                bot.self_info = await bot.me()
+                bot._self_info = await bot.me()  # no setter before 1.6.4
             lost = partial(self._qqbot_lost, bot, shard)
             return await _Socket.open(
                 self.websocket(Request("GET", ws_url, timeout=_TIMEOUT)), lost
@@ -245,7 +245,7 @@ class Adapter(qq.Adapter):
         if isinstance(event, Ready):
             data = {"session_id": event.session_id, "user": event.user, "shard": shard}
             ready = _payload("READY", event.seq, None, {"version": 1, **data})
-            bot.self_info = self.payload_to_event(ready).user
+            bot._self_info = self.payload_to_event(ready).user
         if isinstance(event, Ready | Resumed | Dispatch):  # a replayed event comes before RESUMED
             self._qqbot_up[bot.self_id].add(shard)
             if bot.self_id not in self.bots:
