@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from qqbot_session import AsyncSessionStore, GatewayRefusedError
+from qqbot_session import AsyncSessionStore, GatewayRefusedError, SessionState
 from qqbot_session.answers import hold
+from qqbot_session.gateway import GatewaySession
+from qqbot_session.integrations._sessions import known_address
 from qqbot_session.testing import LocalGateway
 
 botpy = pytest.importorskip("botpy")
@@ -293,6 +295,37 @@ async def test_a_login_is_tried_again_until_qq_is_there(
             await client.hears("ready")
         assert console().count("暂时无法登录 QQ") == 2
     assert len(qq.identifies) == 1
+
+
+async def test_a_session_is_resumed_where_it_was_if_qq_does_not_say_where_the_gateway_is(
+    local: Any, directory: Path
+) -> None:
+    async with LocalGateway() as qq:
+        local(qq)
+        for event in ("ready", "resumed"):
+            async with living(Resuming(nothing, sessions=directory), qq) as client:
+                await client.hears(event)
+            qq.fail("GET", "/gateway/bot", 500, status=500, times=None)
+        assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_known"),
+    [
+        ("wss://api.sgroup.qq.com/websocket", True),
+        ("ws://api.sgroup.qq.com/websocket", False),
+        ("wss://qq.com.example.org/websocket", False),
+        ("wss://[", False),
+        (None, False),
+    ],
+)
+def test_an_address_from_a_record_must_be_qqs(address: str | None, is_known: bool) -> None:
+    state = SessionState(account_id="a", session_id="S", last_seq=1)
+    gateway = GatewaySession("a", app_id="1", intents=1, resume=state)
+    if address is not None:
+        gateway.remember_address(address)
+    known = known_address(gateway, "https://api.sgroup.qq.com")
+    assert known == (address if is_known else None)
 
 
 async def test_a_login_that_is_refused_is_not_tried_again(local: Any, directory: Path) -> None:

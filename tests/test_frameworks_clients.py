@@ -147,6 +147,16 @@ async def test_a_bot_starts_while_qq_is_out_of_order(bot_build: Any, path: str) 
         assert "log in" in printed or "登录" in printed
 
 
+async def test_nonebot_resumes_where_it_was_if_qq_does_not_say_where_the_gateway_is() -> None:
+    async with bot_at_qq(build("nonebot", "nonebot", "adapter ~none+~aiohttp")) as (bot, qq):
+        for life in (1, 2):
+            await bot.start()
+            await bot.online(life)
+            await bot.stop(signal.SIGTERM)
+            qq.fail("GET", "/gateway/bot", 500, status=500, times=None)
+        assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+
+
 async def test_nonebots_console_says_that_the_bot_is_connected_also_after_a_resume() -> None:
     async with bot_at_qq(build("nonebot", "nonebot", "adapter ~none+~aiohttp")) as (bot, _):
         for life in (1, 2):

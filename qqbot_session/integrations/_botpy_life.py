@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 
 from botpy import gateway as botpy_gateway
 from botpy import logging as botpy_logging
+from botpy.http import Route
 
 from ..answers import Answers, answers_for, end_of, handler_raised
 from ..errors import GatewayRefusedError
-from ..gateway import Dispatch, Event, Ready, Resumed
+from ..gateway import Dispatch, Event, GatewaySession, Ready, Resumed
 from ..lifetime import run_together
 from ..logs import say
 from ..pace import Pace
@@ -23,7 +24,7 @@ from ..shard import ShardRunner, Socket, account_id_for, open_gateway
 from ..store import AsyncSessionStore
 from ..words import Secret
 from ._console import Console, console_line
-from ._sessions import Loads, kept_in, only_line
+from ._sessions import Loads, kept_in, known_address, only_line
 
 Shard: TypeAlias = tuple[int, int]
 _Connect: TypeAlias = Callable[[str], Awaitable[Socket]]
@@ -54,7 +55,8 @@ class Life:
         self._ready: set[Shard] = set()
         self._loads: Loads = {}
         self._pace = Pace(self._ask)
-        self._pace.learn(client._ws_ap["session_start_limit"])
+        if limit := client._ws_ap.get("session_start_limit"):
+            self._pace.learn(limit)
 
     async def run(self) -> None:
         """Keep them up until cancelled, or until a refusal, which is raised."""
@@ -87,19 +89,13 @@ class Life:
         self, store: AsyncSessionStore, shard: Shard, connect: _Connect
     ) -> ShardRunner:
         client = self._client
-        gateway = await open_gateway(
-            store,
-            str(self._token.app_id),
-            intents=client.intents or 1,  # as botpy sends it
-            shard=shard,
-            sandbox=bool(client.http.is_sandbox),
-            secret=getattr(self._token, "secret", None),
-        )
+        gateway = await _open(client, store, str(self._token.app_id), shard)
         loaded = self._loads.get(gateway.account_id)
         log = Console(gateway.account_id, "zh", tell, name=self._name, loaded=loaded)
 
         async def open_line() -> Socket:
             socket = await connect(client._ws_ap["url"])
+            gateway.remember_address(client._ws_ap["url"])
             return _Telling(socket, partial(self._mark, shard, False))
 
         return ShardRunner(
@@ -168,6 +164,38 @@ class Life:
             raise asyncio.CancelledError
         if started.raised:
             handler_raised()
+
+
+async def known_gateway(client: Any, app_id: str) -> dict[str, Any] | None:
+    """Return what `/gateway/bot` would answer, from the session of a bot of one shard."""
+    async with kept_in(client._qqbot_sessions) as store:
+        gateway = await _open(client, store, app_id, (0, 1))
+    api_url = getattr(client.http, "base_url", None) or f"{Route.SCHEME}://{Route.DOMAIN}"
+    address = known_address(gateway, api_url)
+    if address is None:
+        return None
+    # The limits are not known: who must Identify asks first.
+    return {"url": address, "shards": 1, "session_start_limit": _UNKNOWN}
+
+
+async def _open(client: Any, store: AsyncSessionStore, app_id: str, shard: Shard) -> GatewaySession:
+    return await open_gateway(
+        store,
+        app_id,
+        intents=client.intents or 1,  # as botpy sends it
+        shard=shard,
+        sandbox=bool(client.http.is_sandbox),
+    )
+
+
+class _Limits(dict[str, int]):
+    """What botpy reads of `session_start_limit`, where QQ has not said any; false."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+_UNKNOWN = _Limits(max_concurrency=1, remaining=1)
 
 
 class _Telling:

@@ -8,7 +8,9 @@ import os
 import random
 from collections.abc import AsyncIterator, Iterator
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
+from ..gateway import GatewaySession
 from ..storages import Storage
 from ..store import AsyncSessionStore, LoadDetails
 
@@ -68,6 +70,25 @@ def waits() -> Iterator[float]:
     while True:
         yield seconds * random.uniform(0.8, 1.2)
         seconds = min(2 * seconds, _LONGEST_WAIT)
+
+
+def known_address(gateway: GatewaySession, api_url: str) -> str | None:
+    """Return the address of a session that can be resumed, for when QQ cannot be asked for one.
+
+    It comes from a record, which others may have written: it must be QQ's, or the API's own host.
+
+    Args:
+        api_url: where the API is.
+    """
+    address = gateway.address
+    if address is None or not gateway.resumable:
+        return None
+    try:
+        host, own = urlsplit(address).hostname or "", urlsplit(api_url).hostname
+    except ValueError:
+        return None
+    is_safe = address.startswith("wss://") or not api_url.startswith("https://")
+    return address if is_safe and (host == own or host.endswith(".qq.com")) else None
 
 
 def _place(sessions: Sessions) -> object:

@@ -13,7 +13,8 @@ Rules:
 * This replaces what botpy calls "connect", in all its distributions `_bot_init`: instead of sockets
   that forget, one `ShardRunner` per shard. So a `bot_connect` of the client's own is never called,
   and one log line says so. Login, parsers, `on_…`, `api` and the token stay botpy's.
-* A login that fails because QQ cannot be reached, or is out of order, is tried again.
+* A login that fails because QQ cannot be reached, or is out of order, is tried again. If only the
+  gateway's address is missing, a kept session of one shard is resumed where it was.
 * An event is handled when every task has ended that botpy started for it. botpy swallows both what
   a handler raises (`on_error` gets it, and the event is handled) and its cancellation (then it is
   not handled: it comes again). With `until="answered"` a message is handled when QQ accepted an
@@ -27,7 +28,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar
 
 from ._shapes import missing, require
@@ -44,7 +46,7 @@ from ..answers import Until, answers_for, being_handled
 from ..errors import describe
 from ..lifetime import handling_signals, is_main_task, run_until_stopped
 from ..shard import check_options
-from ._botpy_life import Life, started_now, tell
+from ._botpy_life import Life, known_gateway, started_now, tell
 from ._console import console_line
 from ._sessions import Sessions, waits
 
@@ -223,6 +225,29 @@ class SessionMixin(botpy.Client):
         await super().close()
 
     async def _bot_login(self, token: Any, *args: Any, **kwargs: Any) -> None:
+        ask = self.api.get_ws_url
+        self.api.get_ws_url = partial(self._qqbot_where, token, ask)
+        try:
+            await self._qqbot_log_in(token, *args, **kwargs)
+        finally:
+            self.api.get_ws_url = ask
+
+    async def _qqbot_where(self, token: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """Ask where the gateway is; a kept session is resumed where it was, if QQ cannot say."""
+        error, answer = None, None
+        try:
+            answer = await ask()
+        except Exception as raised:
+            if not _may_pass(raised):
+                raise
+            error = raised
+        if answer is None:
+            answer = await known_gateway(self, str(token.app_id))
+        if answer is None and error is not None:
+            raise error
+        return answer
+
+    async def _qqbot_log_in(self, token: Any, *args: Any, **kwargs: Any) -> None:
         for seconds in waits():
             try:
                 await super()._bot_login(token, *args, **kwargs)

@@ -59,13 +59,13 @@ except ImportError as error:
 
 from ..answers import answers_for, end_of, handler_raised
 from ..errors import GatewayRefusedError, describe
-from ..gateway import Dispatch, Event, Ready, Resumed
+from ..gateway import Dispatch, Event, GatewaySession, Ready, Resumed
 from ..pace import Pace
 from ..shard import ShardRunner, Socket, account_id_for, open_gateway
 from ..store import AsyncSessionStore
 from ..words import Secret, shown
 from ._console import Console, console_line
-from ._sessions import Loads, only_line, waits
+from ._sessions import Loads, known_address, only_line, waits
 
 _HERE = "qqbot_session.integrations.nonebot"
 require(
@@ -152,29 +152,37 @@ class Adapter(qq.Adapter):
     async def run_bot_websocket(self, bot_info: Any) -> None:
         """Ask for the gateway's address until there is one, then start the bot's shards."""
         bot = Bot(self, bot_info.id, bot_info)
+        self._qqbot_paces.setdefault(bot.self_id, Pace(partial(self._qqbot_ask, bot)))
         told = await self._qqbot_gateway_of(bot)
         if told is None:
             return
-        url = getattr(self.qq_config, "qq_custom_gateway_url", None) or URL(told.url)
-        count = told.shards or 1
-        pace = self._qqbot_paces.setdefault(bot.self_id, Pace(partial(self._qqbot_ask, bot)))
-        pace.learn(told.session_start_limit.__dict__)
+        address, count = told
+        url = getattr(self.qq_config, "qq_custom_gateway_url", None) or URL(address)
         shards = [(number, count) for number in range(count)]
         for shard in shards if bot_info.shard is None else [bot_info.shard]:
             task = asyncio.create_task(self._forward_ws(bot, url, tuple(shard)))
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)
 
-    async def _qqbot_gateway_of(self, bot: Bot) -> Any:
+    async def _qqbot_gateway_of(self, bot: Bot) -> tuple[str, int] | None:
+        """Return the gateway's address and the number of shards, `None` after a refusal."""
         for seconds in waits():
             try:
-                return await bot.shard_url_get()
+                told = await bot.shard_url_get()
             except Exception as error:  # noqa: BLE001 - whatever a driver raises
                 if _is_refusal(error):
                     _tell(logging.ERROR, console_line("en", "refused", error=describe(error)))
                     return None
+                shard = tuple(bot.bot_info.shard or (0, 1))
+                api_url = str(self.get_api_base())
+                gateway = await self._qqbot_open(bot, shard)
+                if shard[1] == 1 and (known := known_address(gateway, api_url)):
+                    return known, 1
                 text = console_line("en", "login", wait=seconds, error=describe(error))
                 _tell(logging.WARNING, f"Bot {bot.self_id} {text}")
+            else:
+                self._qqbot_paces[bot.self_id].learn(told.session_start_limit.__dict__)
+                return told.url, told.shards or 1
             await _pause(seconds)
         raise AssertionError("there is always one more try")
 
@@ -203,15 +211,17 @@ class Adapter(qq.Adapter):
     def _qqbot_sandbox(self) -> bool:
         return getattr(self.qq_config, "qq_is_sandbox", False)  # gone in 1.7
 
-    async def _qqbot_runner(self, bot: Bot, ws_url: URL, shard: tuple[int, int]) -> ShardRunner:
-        gateway = await open_gateway(
+    async def _qqbot_open(self, bot: Bot, shard: tuple[int, int]) -> GatewaySession:
+        return await open_gateway(
             self._qqbot_store,
             bot.bot_info.id,
             intents=bot.bot_info.intent.to_int(),
             shard=shard,
             sandbox=self._qqbot_sandbox(),
-            secret=bot.bot_info.secret,
         )
+
+    async def _qqbot_runner(self, bot: Bot, ws_url: URL, shard: tuple[int, int]) -> ShardRunner:
+        gateway = await self._qqbot_open(bot, shard)
         loaded = self._qqbot_loads.get(gateway.account_id)
         shard_log = Console(gateway.account_id, "en", _tell, loaded=loaded)
 
@@ -219,9 +229,10 @@ class Adapter(qq.Adapter):
             if bot._self_info is None and gateway.resumable:  # there will be no READY
                 bot._self_info = await bot.me()  # no setter before 1.6.4
             lost = partial(self._qqbot_lost, bot, shard)
-            return await _Socket.open(
-                self.websocket(Request("GET", ws_url, timeout=_TIMEOUT)), lost
-            )
+            line = self.websocket(Request("GET", ws_url, timeout=_TIMEOUT))
+            socket = await _Socket.open(line, lost)
+            gateway.remember_address(str(ws_url))
+            return socket
 
         handle = partial(self._qqbot_handle, bot)
         answers = self._qqbot_answers
