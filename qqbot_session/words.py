@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 MASK = "***"
 """What is shown in place of a secret."""
@@ -77,6 +76,8 @@ class Secret(str):
 
 def without(text: str, secrets: Iterable[str]) -> str:
     """Return the text with each secret in it masked, also as JSON or a URL would write it."""
+    from urllib.parse import quote  # costs a probe of ours a tenth of its time
+
     for secret in secrets:
         for form in {secret, quote(secret, safe=""), json.dumps(secret)[1:-1]} - {""}:
             text = text.replace(form, MASK)

@@ -77,6 +77,11 @@ def _carry_out(arguments: list[str], *, debug: bool) -> int:
     options = parse(arguments)
     if options.function == "run":
         _run_program(options)
+    if options.function == "looking:why":
+        from .probe import answer
+
+        if (code := answer(options)) is not None:
+            return code
     if not debug:  # what the library would warn of is in the answer
         import logging
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .codes import UsageError
 from .rows import STATUSES, VARIABLE
@@ -22,7 +23,19 @@ DEFAULTS = {"json": False, "full": False, "debug": False, "storage": None, "max_
 _Command = Callable[[str, str, str], argparse.ArgumentParser]
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Return argparse's own, which would import shutil for each argument to know the width."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size().columns
+    except (OSError, ValueError):
+        columns = 80
+    return argparse.HelpFormatter(prog, width=columns - 2)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=_formatter, **settings)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} ({self.prog} --help says more)")
 
@@ -44,11 +57,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
         UsageError: it cannot be understood.
         SystemExit: it asked for help or the version, which were printed.
     """
+    verb = next((word for word in argv if word in _VERBS), None)
+    if verb is not None:
+        try:  # without the others
+            return parser(verb).parse_args(argv, argparse.Namespace(**DEFAULTS))
+        except UsageError:  # or it is something else's value
+            pass
     return parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+_VERBS = ("list", "show", "why", "doctor", "clear", "cleanup", "copy", "run")
+
+
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, or of one."""
     common = _common()
     made = _Parser(
         prog="qqbot-session",
@@ -59,9 +81,13 @@ def parser() -> argparse.ArgumentParser:
         "printed, 70 a bug of ours, 130 interrupted.",
     )
     made.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    commands = made.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = made.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_Parser, prog=made.prog
+    )
 
     def command(name: str, function: str, help_text: str) -> argparse.ArgumentParser:
+        if only not in (None, name):
+            return _Parser(add_help=False)
         verb = commands.add_parser(name, parents=[common], help=help_text, description=help_text)
         verb.set_defaults(function=function)
         return verb

@@ -2,13 +2,13 @@
 
 import os
 import re
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .base import LeasingStorage, MemoryStorage, Storage
-from .copying import Copied, copy
-from .files import FileStorage
-
 if TYPE_CHECKING:
+    from .base import LeasingStorage, MemoryStorage, Storage
+    from .copying import Copied, copy
+    from .files import FileStorage
     from .redis import RedisStorage
     from .sqlite import SqliteStorage
 
@@ -25,20 +25,27 @@ __all__ = [
 ]
 
 
+_ROOMS = {
+    "Copied": ".copying",
+    "FileStorage": ".files",
+    "LeasingStorage": ".base",
+    "MemoryStorage": ".base",
+    "RedisStorage": ".redis",
+    "SqliteStorage": ".sqlite",
+    "Storage": ".base",
+    "copy": ".copying",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import what most do not use only for those who ask for it."""
-    if name == "SqliteStorage":
-        from .sqlite import SqliteStorage
-
-        return SqliteStorage
-    if name == "RedisStorage":
-        from .redis import RedisStorage
-
-        return RedisStorage
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import each only for those who ask for it."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_ROOMS[name], __name__), name)
+    return value
 
 
-def storage_of(storage: object) -> Storage:
+def storage_of(storage: object) -> "Storage":
     """Return the storage that this names, or is.
 
     Args:
@@ -50,6 +57,9 @@ def storage_of(storage: object) -> Storage:
         TypeError, ValueError: it is none of these; the sentence says what was probably meant. It
             shows no password.
     """
+    from .base import Storage
+    from .files import FileStorage
+
     if storage is None:
         home = os.environ.get("HOME") or "/tmp"  # as the original
         return FileStorage(os.path.join(home, ".openclaw", "qqbot", "sessions"))
@@ -60,7 +70,9 @@ def storage_of(storage: object) -> Storage:
     raise TypeError(f"storage must be a directory or a Storage, {_not_one(storage)}")
 
 
-def _named(name: str | os.PathLike[str]) -> Storage:
+def _named(name: str | os.PathLike[str]) -> "Storage":
+    from .files import FileStorage
+
     text = os.fspath(name)
     scheme, colon, rest = str(text).partition(":")
     scheme = scheme.strip().lower()
@@ -75,7 +87,7 @@ def _named(name: str | os.PathLike[str]) -> Storage:
     return FileStorage(name)
 
 
-def _sqlite(text: str, path: str) -> Storage:
+def _sqlite(text: str, path: str) -> "Storage":
     from .sqlite import SqliteStorage
 
     if path.startswith("//"):  # elsewhere it is relative with three slashes and absolute with four
