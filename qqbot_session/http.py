@@ -27,7 +27,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from .errors import ApiError
 from .integrations.aiohttp import AiohttpSocket, connect
 from .network import look_up
-from .proxies import proxy_for
+from .proxies import aiohttp_options, proxy_for
 from .words import MASK, shown, without
 
 MAX_BODY = 1024 * 1024
@@ -168,12 +168,12 @@ class Http:
             aiohttp.ClientError, OSError, TimeoutError: there is none to be had.
         """
         try:
-            return await connect(self._session, url, proxy=self._way(url))
+            return await connect(self._session, url, **{"proxy": None, **self._way(url)})
         except (aiohttp.ClientError, OSError) as error:
             raise bare(error) from None
 
-    def _way(self, url: str) -> str | None:
-        return self._proxy or proxy_for(url)
+    def _way(self, url: str) -> dict[str, Any]:
+        return aiohttp_options(url, self._proxy or proxy_for(url))
 
     async def _exchange(
         self,
@@ -184,14 +184,15 @@ class Http:
         headers: Mapping[str, str],
         secrets: Sequence[str],
     ) -> Answer:
+        way = self._way(url)
         async with self._session.request(
             method,
             url,
             json=json,
-            headers={**headers, "Accept-Encoding": "gzip, deflate"},
-            proxy=self._way(url),
+            headers={**headers, **way.pop("headers", {}), "Accept-Encoding": "gzip, deflate"},
             timeout=aiohttp.ClientTimeout(total=wait),
             allow_redirects=False,
+            **way,
         ) as response:
             return Answer(response, await _read(response), secrets)
 

@@ -12,8 +12,10 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+from base64 import b64encode
 from ipaddress import ip_address, ip_network
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from .words import MASK, Secret
@@ -69,6 +71,24 @@ def check_proxy(name: str, proxy: object) -> Secret:
             f"not {_masked(proxy)!r}"
         ) from None
     return Secret(proxy)
+
+
+def aiohttp_options(url: str, proxy: str | None) -> dict[str, Any]:
+    """Return the options of a request that goes to the address through the proxy.
+
+    The proxy's password goes into a header, for aiohttp shows a proxy's address in its errors. By
+    `CONNECT` that is a header for the proxy alone; without TLS the request itself is the proxy's.
+    """
+    if proxy is None:
+        return {}
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return {"proxy": proxy}
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+    header = {"Proxy-Authorization": Secret("Basic " + b64encode(user).decode())}
+    address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    plain = urlsplit(url).scheme in ("http", "ws")
+    return {"proxy": address, "headers" if plain else "proxy_headers": header}
 
 
 def _masked(proxy: str) -> str:

@@ -117,7 +117,9 @@ async def proxy(*, user: str | None = None) -> AsyncIterator[Endpoint]:
         if method == "CONNECT":
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         else:
-            lines = [f"{name}: {value}" for name, value in request.headers.items() if value]
+            again = {} if "upgrade" in request.headers else {"connection": "close"}  # one request
+            headers = request.headers | again
+            lines = [f"{name}: {value}" for name, value in headers.items() if value]
             head = "\r\n".join([f"{method} {place.path} {version}", *lines, "", ""])
             out.write(head.encode() + request.body)
         pumps.add(asyncio.create_task(_pump(there, writer)))

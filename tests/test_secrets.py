@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import importlib
 import io
 import json
 import logging
@@ -17,12 +18,13 @@ from typing import Any
 import pytest
 from endpoints import Endpoint, Reader, Request, Work, Writer, answers, endpoint, respond
 
-from qqbot_session import GatewayRefusedError, MemoryStorage
+from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
 from qqbot_session import api as api_module
 from qqbot_session import entrance as entrance_module
 from qqbot_session import http as http_module
 from qqbot_session.bot import ApiError, Bot, run_bot
 from qqbot_session.gateway import Dispatch
+from qqbot_session.shard import ShardRunner, open_gateway
 from qqbot_session.testing import LocalGateway
 
 sentry_sdk = pytest.importorskip("sentry_sdk")
@@ -415,3 +417,47 @@ async def test_no_tls_to_another_host_is_one_warning(
     run.cancel()
     await asyncio.wait([run])
     assert log.text.count("without TLS") == warned
+
+
+@pytest.mark.parametrize("name", ["aiohttp", "websockets"])
+async def test_no_error_of_a_runner_shows_the_token(name: str, log: Kept) -> None:
+    # promise 33: the token is the caller's, and a plain one
+    library = importlib.import_module(f"qqbot_session.integrations.{name}")
+
+    async def fail(event: object) -> None:
+        raise ValueError
+
+    def observe(event: object) -> None:
+        raise KeyError
+
+    async def connect(qq: LocalGateway, http: Any) -> Any:
+        return await (library.connect(http, qq.ws_url) if name == "aiohttp" else
+                      library.connect(qq.ws_url))  # fmt: skip
+
+    async with (
+        LocalGateway() as qq,
+        http_module.aiohttp.ClientSession() as http,
+        AsyncSessionStore(MemoryStorage()) as store,
+    ):
+        granted = qq._apps.grant(qq.app_id, qq.client_secret)[0]
+
+        async def get(new: bool) -> str:
+            return str(granted)
+
+        gateway = await open_gateway(store, qq.app_id, intents=1 << 25)
+        runner = ShardRunner(
+            store, gateway, token=get, handle=fail, observe=observe,
+            connect=lambda: connect(qq, http),
+        )  # fmt: skip
+        run = asyncio.create_task(runner.run())
+        await qq.wait_for(lambda qq: qq.clients and qq.clients[0].started)
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hi"))
+        await log.until("the handler of")
+        await qq.close(4915)
+        await asyncio.wait([run])
+        errors = [*log.errors, run.exception()]
+        assert len(errors) > 3
+        for error in errors:
+            assert error is not None
+            check_hidden(error, str(granted))
+        assert str(granted) not in log.text

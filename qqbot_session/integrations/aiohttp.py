@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from ..proxies import proxy_for
+from ..proxies import aiohttp_options, proxy_for
 from ..shard import MAX_FRAME_BYTES
 from ..words import shown
 
@@ -79,7 +79,7 @@ async def connect(http: aiohttp.ClientSession, url: str, **options: Any) -> Aioh
     # Undecoded, a text frame that is not UTF-8 is one skipped frame, and not the end of the line.
     defaults: dict[str, Any] = {"max_msg_size": MAX_FRAME_BYTES, "decode_text": False}
     if "proxy" not in options and getattr(http, "_default_proxy", None) is None:
-        defaults["proxy"] = proxy_for(url)
+        defaults |= aiohttp_options(url, proxy_for(url))
     socket = AiohttpSocket(await http.ws_connect(url, **{**defaults, **options}))
     socket.refuse_redirect()
     return socket
