@@ -37,6 +37,7 @@ from .gateway import (
     Ready,
     Resumed,
 )
+from .guard import check_handler
 from .handlers import Handlers, requests_to_cancel
 from .judging import LoadReason, Verdict
 from .shard_log import ShardLog
@@ -162,6 +163,7 @@ class ShardRunner:
         log: ShardLog | None = None,
     ) -> None:
         check_options(concurrency, grace)
+        check_handler("handle", handle, "event")
         self._store = store
         self._gateway = gateway
         self._connect = connect
