@@ -254,6 +254,33 @@ async def test_the_second_signal_ends_a_process_whose_loop_is_blocked(
     assert program.words().count("handled hello") == 3  # the old message, and the new one for two
 
 
+# Odd ends
+
+
+async def test_a_name_that_cannot_be_looked_up_does_not_hold_up_the_end(
+    qq: LocalGateway, tmp_path: Path
+) -> None:
+    answer = {"url": f"ws://gateway.example:{qq.port}/websocket", "shards": 1}
+    qq.respond("GET", "/gateway/bot", answer)
+    async with running(qq, tmp_path, "a_name_that_hangs", bots=0) as program:
+        await program.until("begun")
+        program.process.send_signal(TERM)
+        assert await program.end() == 0, program.said
+
+
+async def test_a_program_that_starts_itself_anew_in_place_resumes_and_has_signals_again(
+    qq: LocalGateway, tmp_path: Path
+) -> None:
+    async with running(qq, tmp_path, "a_bot_that_starts_anew_in_place") as program:
+        await qq.wait_for(lambda qq: sum(c.started is not None for c in qq.clients) == 2, 30)
+        await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("again"))
+        await program.until("handled", 2)
+        program.process.send_signal(TERM)
+        assert await program.end() == 0, program.said
+    assert program.words()[-1] == "returned"
+    assert (len(qq.identifies), len(qq.resumes)) == (1, 1)
+
+
 # The programs of the page on web applications
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -241,6 +242,48 @@ async def block(event: Dispatch, bot: Bot) -> None:
 async def a_handler_that_blocks() -> None:
     await bot(handle=block)
     say("returned")
+
+
+# Bots that end in odd ways
+
+
+async def a_name_that_hangs() -> None:
+    """As without a network: glibc tries for 20 s and more, in a thread that cannot be ended."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **named: Any) -> Any:
+        if host == "gateway.example":
+            say("begun")
+            time.sleep(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real(host, *rest, **named)
+
+    socket.getaddrinfo = getaddrinfo
+    await bot(shards=1)
+    say("returned")
+
+
+async def leave(event: Dispatch, bot: Bot) -> None:
+    """Start anew in place on the first message, as "/restart" does."""
+    await handle(event, bot)
+    if event.type == "C2C_MESSAGE_CREATE" and event.data["content"] == "hello":
+        asyncio.get_running_loop().call_later(0.3, again.set)
+
+
+again = asyncio.Event()
+
+
+async def a_bot_that_starts_anew_in_place() -> None:
+    life = asyncio.create_task(bot(handle=leave))
+    waiting = asyncio.create_task(again.wait())
+    await asyncio.wait([life, waiting], return_when=asyncio.FIRST_COMPLETED)
+    if life.done():
+        waiting.cancel()
+        say("returned")
+        return
+    life.cancel()
+    await asyncio.wait([life])
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 # A child of the process
