@@ -2,10 +2,11 @@
 
 Rules:
 
-* What a bot must write is `handle(event, bot)`. Lines and sessions are `ShardRunner`'s, QQ's HTTP
-  calls are `api`'s; here they meet, and the process ends.
+* A bot provides `handle(event, bot)`. `ShardRunner` keeps up its lines and sessions, `entrance`
+  finds the gateway, `api` calls QQ over HTTP. This module puts them together and ends them in
+  order.
 
-Sources: the bases are those of the live pages in 2026-08.
+Source of the addresses: QQ's live pages in 2026-08.
 """
 
 from __future__ import annotations
@@ -50,18 +51,18 @@ __all__ = ["API_URL", "SANDBOX_API_URL", "TOKEN_URL", "ApiError", "Bot", "run_bo
 API_URL = "https://api.bot.qq.com"
 """Where QQ's HTTP API is."""
 SANDBOX_API_URL = "https://sandbox.api.sgroup.qq.com"
-"""The only sandbox that a document names."""
+"""The only sandbox that the documentation names."""
 TOKEN_URL = "https://api.bot.qq.com/app/getAppAccessToken"
-"""Where a token is to be had, for the sandbox, too."""
+"""Where access tokens come from, also for the sandbox."""
 
 Handle: TypeAlias = "Callable[[Dispatch, Bot], Awaitable[object]]"
 
-_CALLS = 100  # of the bot's own that may be under way at once; as aiohttp has it
-_LEASE = 15.0  # seconds; as client-go's leaderelection
+_CALLS = 100  # of the bot's own at a time, as in aiohttp
+_LEASE = 15.0  # seconds, as in client-go's leaderelection
 
 
 class Bot:
-    """What a handler has of its bot: a way to answer.
+    """The bot, as its handlers see it: a way to answer.
 
     Attributes:
         app_id: the bot's app id.
@@ -77,7 +78,7 @@ class Bot:
         return f"<Bot app_id={self.app_id!r} shards={list(self._runners)}>"
 
     async def request(self, method: str, path: str, *, json: Any = None) -> Any:
-        """Call QQ's HTTP API with a fresh token, and return what it answers.
+        """Call QQ's HTTP API with a valid token, and return the answer.
 
         Args:
             method: such as `POST`.
@@ -85,23 +86,23 @@ class Bot:
             json: the body.
 
         Returns:
-            The decoded JSON, `None` if the answer was empty.
+            The decoded JSON; `None` if the answer was empty.
 
         Raises:
-            ApiError: QQ answered with an error: its code, message and trace id.
-            aiohttp.ClientError, TimeoutError: QQ did not answer; up to you whether to try again.
+            ApiError: QQ answered with an error; it has the code, message and trace id.
+            aiohttp.ClientError, TimeoutError: QQ did not answer. Whether to try again is up to you.
         """
         return await self._api.request(method, path, json=json)
 
     async def user(self) -> Mapping[str, Any]:
-        """Return the bot's own user, from READY or `/users/@me`; asked for once."""
+        """Return the bot's own user, from READY or `/users/@me`, which is called at most once."""
         if self._user is None:
             self._user = await self.request("GET", "/users/@me")
         return self._user
 
     @property
     def health(self) -> dict[tuple[int, int], Health]:
-        """How each shard is, by `(shard id, shard count)`."""
+        """The health of each shard, by `(shard id, shard count)`."""
         return {shard: runner.health for shard, runner in self._runners.items()}
 
 
@@ -123,44 +124,48 @@ async def run_bot(
     concurrency: int | None = None,
     grace: float = 5.0,
 ) -> None:
-    """Run a bot until SIGTERM or Ctrl-C, and keep its sessions for the next start.
+    """Run a bot until SIGTERM, SIGHUP or Ctrl-C, and keep its sessions for the next start.
 
-    On the first signal it stops reading, gives running handlers `grace` seconds, saves what was
-    handled, and returns; a second signal ends the grace. What was not handled comes again at the
-    next start; what was does not.
+    On the first signal it stops reading, gives running handlers `grace` seconds, saves what they
+    handled, and returns. A second signal ends the grace. Events that were not handled come again
+    after the next start; those that were do not. To cancel it does the same and raises
+    `asyncio.CancelledError`. All bots of a process stop together, and signal handlers of the
+    program's own still run; `lifetime` has the rules.
 
     Args:
         app_id: the bot's app id.
         secret: its secret.
-        intents: which events it wants: `1 << 25` is group and C2C messages.
+        intents: the events it wants; `1 << 25` is group and C2C messages.
         handle: the bot's work, an `async def handle(event, bot)`; see `ShardRunner`. Handlers run
             concurrently.
-        sessions: where the sessions are kept: what `AsyncSessionStore` takes, or a store, which
-            is then not closed here.
-        shards: how many, all run here, or those to run here as `(shard id, shard count)`; `None`
-            = as many as QQ suggests. A bot of one shard whose session can be resumed goes on with
-            one; the log says so if QQ suggests more.
-        sandbox: QQ's sandbox, with sessions of its own.
-        lease: let only one process at a time be a shard, and wait until this is the one; a number
+        sessions: where sessions are kept: what `AsyncSessionStore` takes, or a store, which is not
+            closed here.
+        shards: how many shards there are, all to run here; or the ones to run here, as
+            `(shard id, shard count)` pairs; `None` = as many as QQ suggests. A bot with one shard
+            whose session can be resumed stays with one; the log says so if QQ suggests more.
+        sandbox: use QQ's sandbox, which has sessions of its own.
+        lease: let only one process at a time run a shard, and wait for this one's turn. A number
             is the lease's `ttl` in seconds, `True` is 15. Needs SQLite or Redis; see
-            `AsyncSessionStore.lease`. A shard whose lease was lost waits for its turn again; its
-            handlers get `grace` before that: keep it within a third of `ttl`, after which
+            `AsyncSessionStore.lease`. A shard that loses its lease gives its handlers `grace`
+            and waits for its turn again. Keep `grace` within a third of `ttl`, after which
             another process may begin.
         api_url: the base of QQ's HTTP API; `None` = QQ's, or its sandbox's.
         token_url: where access tokens come from; `None` = QQ.
         proxy: the HTTP proxy for the token, the API and the line, such as
             `http://user:password@127.0.0.1:7890`; `None` = what `HTTPS_PROXY`, `HTTP_PROXY` and
             `NO_PROXY` say.
-        started: called once with the bot, before its first line: the place to keep it for a probe,
-            for metrics, for messages that answer nothing. A coroutine function runs beside the
-            bot, and is cancelled once the last handler has ended.
-        signals: whether to take SIGTERM and Ctrl-C; only in the main thread, else ignored.
-        concurrency: how many handlers run at a time per shard; see `ShardRunner` before you do.
-        grace: seconds that handlers get at the end.
+        started: called once with the bot before its first line: the place to keep it for probes,
+            metrics, and messages that answer nothing. A coroutine function runs beside the bot
+            and is cancelled when the last handler has ended.
+        signals: whether signals stop the bot. They can be taken only in the main thread; a bot in
+            another thread stops together with the bots there.
+        concurrency: how many handlers run at a time per shard; read `ShardRunner` before you set
+            it.
+        grace: seconds that handlers get to finish when the bot stops.
 
     Raises:
         GatewayRefusedError: QQ refused the bot: a wrong secret, a ban, intents it may not use.
-        TypeError, ValueError: an argument is not what it should be.
+        TypeError, ValueError: an argument is not valid.
     """
     secret = _check_secret(secret)
     check_app_id(app_id)
@@ -207,7 +212,7 @@ async def run_bot(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lines:
-    """All shards of a bot: a `ShardRunner` each, and what they share."""
+    """All shards of a bot: one `ShardRunner` each, and what they share."""
 
     store: AsyncSessionStore
     bot: Bot
@@ -220,12 +225,12 @@ class _Lines:
     options: Mapping[str, Any]  # of each runner
 
     async def run(self, wanted: Sequence[Shard]) -> None:
-        """Run these shards; as many as QQ suggests if there are none."""
+        """Run these shards, or as many as QQ suggests if the list is empty."""
         shards = wanted or await self._suggested()
         await run_together([self._run_shard(shard) for shard in shards])
 
     async def _suggested(self) -> list[Shard]:
-        """Return the shards that QQ suggests, or the only one there was, whose session goes on."""
+        """Return the shards that QQ suggests, or the only one so far if its session can resume."""
         only = account_id_for(self.bot.app_id, sandbox=self.sandbox)
         if self.ttl is None and await self.store._is_resumable(only):
             self.entrance.goes_on_with(1)
@@ -234,7 +239,7 @@ class _Lines:
         return await self.entrance.suggested_shards(known)
 
     async def _run_shard(self, shard: Shard) -> None:
-        """Be the shard, as long as that is this process's to be."""
+        """Keep the shard up, with a lease while this process has it."""
         if self.ttl is None:
             await self._keep_up(shard)
             return
@@ -243,7 +248,7 @@ class _Lines:
             try:
                 async with self.store.lease(account_id, ttl=self.ttl):
                     await self._keep_up(shard)
-            except LeaseLostError:  # said by whoever lost it
+            except LeaseLostError:  # the store has logged it
                 self.bot._runners.pop(shard, None)
 
     async def _keep_up(self, shard: Shard) -> None:
@@ -281,7 +286,7 @@ class _Lines:
 
 
 async def _known_shards(store: AsyncSessionStore, app_id: str, sandbox: bool) -> list[Shard]:
-    """Return all shards of the app's newest session."""
+    """Return all shards, as many as the app's newest session had."""
     newest, count = 0.0, 0
     for state in await store.load_all():
         if state.app_id != app_id or state.shard is None or state.saved_at <= newest:
@@ -293,7 +298,7 @@ async def _known_shards(store: AsyncSessionStore, app_id: str, sandbox: bool) ->
 
 @contextlib.asynccontextmanager
 async def _beside(started: Callable[[Bot], object] | None, bot: Bot) -> AsyncIterator[None]:
-    """Call it, and run what it returns until the body ends."""
+    """Call `started`, and run the coroutine that it may return until the body ends."""
     answer = None if started is None else started(bot)
     if not inspect.isawaitable(answer):
         yield
