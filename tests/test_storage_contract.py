@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import atexit
+import contextlib
 import functools
 import secrets
 import subprocess
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from redis_server import RedisServer
+from redis_server import RedisServer, redis_cluster
 
 from qqbot_session import FileStorage, MemoryStorage
 from qqbot_session.storages import RedisStorage, SqliteStorage
@@ -37,6 +38,34 @@ def _redis(place: Path) -> Opener:
     return lambda: RedisStorage(url, prefix=prefix)
 
 
+def _cluster(place: Path) -> Opener:
+    """By the address of one of its nodes, as an operator would name it."""
+    url, prefix = _masters()[0].url, f"test [{secrets.token_hex(4)}]*"
+    return lambda: RedisStorage(url, prefix=prefix)
+
+
+def _behind_one_address(place: Path) -> Opener:
+    """A cluster-mode server with all slots, as the clouds sell it."""
+    url, prefix = _lone_master().url, f"test [{secrets.token_hex(4)}]*"
+    return lambda: RedisStorage(url, prefix=prefix)
+
+
+@functools.cache
+def _masters() -> list[RedisServer]:
+    pytest.importorskip("redis")
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(redis_cluster())
+
+
+@functools.cache
+def _lone_master() -> RedisServer:
+    pytest.importorskip("redis")
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(redis_cluster(1))[0]
+
+
 @functools.cache
 def _server() -> RedisServer:
     pytest.importorskip("redis")
@@ -52,6 +81,8 @@ STORAGES: dict[str, Callable[[Path], Opener]] = {
     "sqlite": lambda place: lambda: SqliteStorage(place / "sessions.db"),
     "sqlite-not-durable": lambda place: lambda: SqliteStorage(place / "sessions.db", durable=False),
     "redis": _redis,
+    "redis-cluster": _cluster,
+    "redis-behind-one-address": _behind_one_address,
 }
 
 
@@ -66,7 +97,7 @@ def test_every_storage_keeps_the_contract(check: Check, opener: Opener) -> None:
 
 
 @pytest.mark.parametrize("check", LEASING_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["sqlite", "redis"])
+@pytest.mark.parametrize("name", ["sqlite", "redis", "redis-cluster", "redis-behind-one-address"])
 def test_every_leasing_storage_keeps_the_contract(check: Check, name: str, tmp_path: Path) -> None:
     asyncio.run(check(STORAGES[name](tmp_path)))
 

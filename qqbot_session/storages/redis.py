@@ -286,6 +286,7 @@ class _Here:
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self.former: Any = None  # before we knew that the server is one of a cluster
         self.name = secrets.token_hex(8).encode()
         self.number = 0  # of the latest write
         self.latest: asyncio.Future[Mapping[str, Exception]] | None = None
@@ -507,6 +508,8 @@ class RedisStorage:
             await asyncio.wait([here.latest])
         if here is not None and self._url is not None:
             await here.client.aclose()
+            if here.former is not None:
+                await here.former.aclose()
 
     # For `doctor`
 
@@ -623,10 +626,9 @@ class RedisStorage:
                 "the server is one of a cluster: hand in a client of redis.asyncio.RedisCluster"
             )
         if not here.in_cluster:
-            before, here.client = here.client, cluster_client_of(self._url, self._timeout)
+            here.former = here.client  # others may be using it
+            here.client = cluster_client_of(self._url, self._timeout)
             here.clocks.clear()
-            here.lines.clear()
-            await before.aclose()
 
     # Calls
 
@@ -703,18 +705,29 @@ class RedisStorage:
         key_of: Callable[[_T], bytes],
         call: Callable[[list[_T]], Awaitable[Sequence[Any]]],
     ) -> Sequence[Any]:
-        async def one(item: _T) -> Any:
-            async with self._in_time(here), here.places[here.node(key_of(item))]:
-                (outcome,) = await call([item])
-                return outcome
+        lost: list[OSError] = []
 
-        outcomes = await asyncio.gather(*map(one, items), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, OSError):
-                raise outcome
-        failed = [outcome for outcome in outcomes if isinstance(outcome, _OUT_OF_REACH)]
-        if len(failed) == len(items) and len({here.node(key_of(item)) for item in items}) == 1:
-            raise failed[0]
+        async def one(item: _T) -> Any:
+            try:
+                async with self._in_time(here), here.places[here.node(key_of(item))]:
+                    (outcome,) = await call([item])
+                    return outcome
+            except OSError as error:
+                lost.append(error)
+                return error
+            except _Elsewhere as error:
+                return error
+
+        outcomes = await asyncio.gather(*map(one, items))
+        moved = [at for at, each in enumerate(outcomes) if isinstance(each, _Elsewhere)]
+        if moved:  # only these: what has been done must not be done twice
+            await self._join_cluster(here)
+            await self._ready(here)
+            again = await self._each_apart(here, [items[at] for at in moved], key_of, call)
+            for at, outcome in zip(moved, again, strict=True):
+                outcomes[at] = outcome
+        if len(lost) == len(items) and len({here.node(key_of(item)) for item in items}) == 1:
+            raise lost[0]
         return outcomes
 
     async def _call(
@@ -887,9 +900,7 @@ class RedisStorage:
             values += (int(expected is not None), expected or b"", data)
         answer = await self._call(here, _EXCHANGE, keys, values)
         return [
-            RecordChangedError(f"the record of {id_!r} was changed meanwhile")
-            if code == 2
-            else each
+            RecordChangedError(id_) if code == 2 else each
             for id_, code, each in zip(ids, answer, _verdicts(ids, answer), strict=True)
         ]
 

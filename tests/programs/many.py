@@ -15,12 +15,14 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from qqbot_session import AsyncSessionStore, LeaseLostError, LoadDetails, SessionState
+from qqbot_session.state import decode, encode
 from qqbot_session.storages import Storage, storage_of
 
 ACCOUNTS = 4  # per writer
@@ -102,10 +104,9 @@ async def look(storage: str, record: Record, name: str) -> None:
         began = time.monotonic()
         looking = storage_of(storage)
         try:
-            async with AsyncSessionStore(looking) as store:
-                found = {state.account_id: state.last_seq for state in await store.load_all()}
+            found = {key: decode(data).last_seq async for key, data in looking.scan()}
             record.say("listed", found, None, began)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             record.say("not listed", str(error))
         finally:
             await looking.aclose()
@@ -115,13 +116,14 @@ async def look(storage: str, record: Record, name: str) -> None:
 async def read(storage: str, record: Record, name: str) -> None:
     """Read many accounts at once, again and again, with one storage for all of it."""
     reading = storage_of(storage)
+    await leave_a_record(reading, name)
     ids = [f"writer-{writer}-{index}" for writer in range(3) for index in range(ACCOUNTS)]
 
     async def one(account_id: str) -> None:
         await asyncio.sleep(random.uniform(0, 0.05))
         try:
             _ = await reading.read(account_id)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             record.say("not read", account_id, str(error))
         else:
             record.say("read", account_id, None)
@@ -130,6 +132,13 @@ async def read(storage: str, record: Record, name: str) -> None:
         await asyncio.gather(*map(one, ids))
         await asyncio.sleep(0.1)
     await reading.aclose()
+
+
+async def leave_a_record(storage: Storage, name: str) -> None:
+    """Write and read, as a process that has one connection only guards SQLite's files for all."""
+    with contextlib.suppress(OSError, sqlite3.Error):
+        await storage.commit({name: encode(SessionState(account_id=name))})
+        _ = await storage.read(name)
 
 
 async def hold(storage: str, record: Record, name: str) -> None:
@@ -156,7 +165,7 @@ async def hold(storage: str, record: Record, name: str) -> None:
 async def fork(storage: str, record: Record, folder: str, name: str) -> None:
     """Use a storage, and fork workers that go on with the very object."""
     shared = storage_of(storage)
-    _ = await shared.read("nobody")
+    await leave_a_record(shared, name)
     children = []
     for index in range(2):
         if not (child := os.fork()):
@@ -174,7 +183,7 @@ async def fork(storage: str, record: Record, folder: str, name: str) -> None:
         while not ENDED:
             try:
                 _ = await shared.read(f"{name}-0-0")
-            except OSError as error:
+            except (OSError, sqlite3.Error) as error:
                 record.say("not read", "in the parent", str(error))
             else:
                 record.say("read", "in the parent", None)
