@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -336,6 +337,26 @@ async def test_a_login_that_is_refused_is_not_tried_again(local: Any, directory:
         with pytest.raises(botpy.errors.AuthenticationFailedError):
             await client.start(qq.app_id, qq.client_secret)
         await client.close()
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_no_variable_of_a_traceback_shows_the_secret(
+    local: Any, directory: Path, by_name: bool
+) -> None:
+    # promise 33
+    async with LocalGateway() as qq:
+        local(qq)
+        qq.fail("GET", "/users/@me", 11, status=401)
+        client = Resuming(nothing, sessions=directory)
+        given = {"secret": qq.client_secret} if by_name else {}
+        positional = () if by_name else (qq.client_secret,)
+        with pytest.raises(RuntimeError) as caught:
+            await client.start(qq.app_id, *positional, **given)
+        await client.close()
+    frames = [frame for frame, _ in walk_tb(caught.tb) if frame.f_code.co_filename != __file__]
+    assert any("botpy" in frame.f_code.co_filename for frame in frames)
+    shown = [repr(value) for frame in frames for value in frame.f_locals.values()]
+    assert not [text for text in shown if qq.client_secret in text]
 
 
 async def test_remembering_a_client_that_has_logged_in_is_too_late(

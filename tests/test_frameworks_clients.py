@@ -90,6 +90,19 @@ async def test_signals_end_in_order_what_only_awaits_start(
         assert outcome.status == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("environment", ["botpy", "botpy-sdk"])
+async def test_handlers_at_work_can_still_answer_while_the_bot_stops(environment: str) -> None:
+    # promise 22
+    async with bot_at_qq(build(environment, "botpy", "mixin")) as (bot, qq):
+        await bot.start(longest=1.5)
+        await bot.online()
+        await emit(qq, range(1, 6), verb="reply")
+        await bot.until(lambda bot: sum(line["what"] == "started" for line in bot.said) == 5)
+        await bot.stop(signal.SIGTERM)
+        assert sorted(bot.handled) == [1, 2, 3, 4, 5]
+        assert len(qq.sent) == 5
+
+
 async def test_behind_the_sdks_store_protocol_a_kill_loses_what_ran_and_no_more() -> None:
     bot = build("botpy-sdk", "botpy", "our store")
     killed, slow = await asyncio.gather(restart(bot, signal.SIGKILL), slow_handlers(bot))

@@ -152,13 +152,12 @@ class Life:
         started = Started()
         started_now.set(started)  # in the context of this event's own task
         client = self._client
-        frame = {"op": 0, "s": event.seq, "t": event.type, "id": event.id, "d": event.data}
         if parse := client._connection.parser.get(event.type.lower()):
-            parse(frame)
+            parse(_frame(event))
         if raw_dispatch := getattr(client, "ws_raw_dispatch", None):  # qq-botpy-sdk
             from botpy.protocol.events import parse_gateway_event
 
-            await raw_dispatch(parse_gateway_event(frame))
+            await raw_dispatch(parse_gateway_event(_frame(event)))
         await end_of(started)
         if started.cancelled:
             raise asyncio.CancelledError
@@ -252,6 +251,11 @@ def _noting_answers(http: Any, answers: Answers | None) -> Iterator[None]:
     finally:
         if http.request is noting:
             http.request = request
+
+
+def _frame(event: Dispatch) -> dict[str, Any]:
+    """Return it as botpy wants it; no variable holds that, for tracebacks show those."""
+    return {"op": 0, "s": event.seq, "t": event.type, "id": event.id, "d": event.data}
 
 
 def _session(shard: Shard) -> dict[str, Any]:

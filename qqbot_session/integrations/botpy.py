@@ -46,6 +46,7 @@ from ..answers import Until, answers_for, being_handled
 from ..errors import describe
 from ..lifetime import handling_signals, is_main_task, run_until_stopped
 from ..shard import check_options
+from ..words import Secret
 from ._botpy_life import Life, known_gateway, started_now, tell
 from ._console import console_line
 from ._sessions import Sessions, waits
@@ -188,6 +189,7 @@ class SessionMixin(botpy.Client):
             stopped = True
             self._qqbot_main.cancel()
 
+        args, kwargs = _masked(args, kwargs)
         self._qqbot_in_run = True
         with handling_signals(self.loop, stop):
             try:
@@ -208,6 +210,7 @@ class SessionMixin(botpy.Client):
         Raises:
             GatewayRefusedError: QQ refused the bot.
         """
+        args, kwargs = _masked(args, kwargs)
         self._qqbot_main = asyncio.current_task()
         return await super().start(*args, **kwargs)
 
@@ -369,6 +372,14 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, TypeError | AttributeError):
         return "NoneType" in str(error)  # what botpy makes of a call that timed out
     return kind.__name__ in _OUTAGES or any(code in str(error) for code in _TOO_OFTEN)
+
+
+def _masked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Mask the secret, for tracebacks show arguments; `appid` and `secret` come first."""
+    masked = [Secret(each) if isinstance(each, str) else each for each in args[1:2]]
+    if isinstance(secret := kwargs.get("secret"), str):
+        kwargs = kwargs | {"secret": Secret(secret)}
+    return (*args[:1], *masked, *args[2:]), kwargs
 
 
 async def _end(life: asyncio.Task[None]) -> None:

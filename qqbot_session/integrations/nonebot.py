@@ -151,7 +151,8 @@ class Adapter(qq.Adapter):
 
     async def run_bot_websocket(self, bot_info: Any) -> None:
         """Ask for the gateway's address until there is one, then start the bot's shards."""
-        bot = Bot(self, bot_info.id, bot_info)
+        bot, only = Bot(self, bot_info.id, bot_info), bot_info.shard
+        del bot_info  # it shows its secret, and tracebacks show variables
         self._qqbot_paces.setdefault(bot.self_id, Pace(partial(self._qqbot_ask, bot)))
         told = await self._qqbot_gateway_of(bot)
         if told is None:
@@ -159,7 +160,7 @@ class Adapter(qq.Adapter):
         address, count = told
         url = getattr(self.qq_config, "qq_custom_gateway_url", None) or URL(address)
         shards = [(number, count) for number in range(count)]
-        for shard in shards if bot_info.shard is None else [bot_info.shard]:
+        for shard in shards if only is None else [only]:
             task = asyncio.create_task(self._forward_ws(bot, url, tuple(shard)))
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)
