@@ -91,6 +91,7 @@ class Account:
         handed: what was last encoded is not acknowledged.
         is_ours: this store changed it: what was acknowledged is on storage.
         turned: its session began or ended here.
+        touched: its signs of life are told here, so the lack of one tells something, too.
         born: when it was first written here, in the loop's seconds.
         mark: who recorded it last, as long as somebody does.
     """
@@ -108,6 +109,7 @@ class Account:
         "moved",
         "stamp",
         "state",
+        "touched",
         "turned",
         "was_read",
     )
@@ -119,7 +121,7 @@ class Account:
         self.stamp = 0.0
         self.moment = 0
         self.denied = self.changed = self.moved = self.handed = False
-        self.is_ours = self.turned = self.was_read = False
+        self.is_ours = self.turned = self.was_read = self.touched = False
         self.born: float | None = None
         self.mark: Mark | None = None
 
@@ -253,6 +255,19 @@ class Ledger:
         mark.source = source
         if warm and account.moved:
             self.marked[account.id] = mark
+
+    def quiet(self, before: float) -> list[Account]:
+        """Return the accounts with a session of this store's whose life nobody tells of.
+
+        Args:
+            before: those alone that were stamped before; seconds since the epoch.
+        """
+        return [
+            account
+            for account in self.accounts.values()
+            if account.is_ours and account.has_session and account.stamp < before
+            if not (account.unsaved or account.touched or account.mark)
+        ]
 
     def take(self, account: Account, now: float) -> bytes | None:
         """Encode what is to be written; a retry without a change keeps its first stamp."""

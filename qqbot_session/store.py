@@ -65,6 +65,9 @@ _PIECE = 1000  # accounts
 _PATIENCE = 2.0  # seconds that a failed read is tried again
 _PAUSE = 0.05  # seconds before the first other try; doubled by each further one
 _ASK_AGAIN = 1.0  # seconds before an unreadable account is read for an update again
+_STALE = 0.1  # of `max_age`: an older stamp is renewed when the store is closed
+_A_MOMENT = 1.0  # seconds that closing takes for that, at most
+_READS = 128  # at once
 _UNREADABLE = 1024  # accounts of which that is remembered
 
 _T = TypeVar("_T")
@@ -155,6 +158,7 @@ class AsyncSessionStore:
         self._unreadable: dict[str, float] = {}  # since when, in the loop's seconds
         self._reads_fail = False
         self._closing: asyncio.Future[None] | None = None
+        self._renewed: set[str] = set()  # accounts to which closing is a sign of life
         self._unwritten: dict[str, BaseException] | None = None  # what `aclose` came to
         self._closed = False
         if max_age is not None and debounce > max_age:
@@ -303,9 +307,16 @@ class AsyncSessionStore:
         Returns:
             Whether the account has a session.
         """
-        if type(account_id) is str and (account_id in self._due or account_id in self._marked):
+        try:
+            self._due[account_id].touched = True
             return True
-        return await self._renew(check_account_id(account_id), 0)
+        except (KeyError, TypeError):  # not due, or not even hashable
+            if type(account_id) is str and account_id in self._marked:
+                return True
+        has_session = await self._renew(check_account_id(account_id), 0)
+        if has_session:
+            self._ledger.accounts[account_id].touched = True
+        return has_session
 
     async def clear(self, account_id: str) -> None:
         """Forget the account's session; waits until its deletion was attempted.
@@ -478,6 +489,10 @@ class AsyncSessionStore:
     async def aclose(self) -> None:
         """Attempt what is unsaved, end every task, and close the storage if the store made it.
 
+        That is a sign of life, too, of each account that was saved here and whose signs of life
+        nobody tells: neither `touch` nor `record`. A bot without events for longer than `max_age`
+        can so be restarted. Where they are told, the last one counts: the line may be dead.
+
         Every caller, also a later one, returns when that has ended. A cancelled one waits two
         seconds longer at most; then one line of the log says what is not on storage.
 
@@ -494,22 +509,48 @@ class AsyncSessionStore:
             else:
                 await patience.wait([self._closing])
             if patience.cancelled is not None:
-                if unsaved := self._ledger.unsaved():
-                    names = name_some([account.id for account in unsaved])
+                unsaved = [account.id for account in self._ledger.unsaved()]
+                if unsaved := [key for key in unsaved if key not in self._renewed]:
+                    names = name_some(unsaved)
                     say(logging.ERROR, "closing was cancelled, and unsaved: %s", names)
                 raise patience.cancelled
         if self._unwritten:
             raise SessionWriteError(self._unwritten)
 
+    async def _renew_quiet(self) -> None:
+        """Give a sign of life to who has no other, if nobody else has written it since."""
+        now = self._now()
+        if self._max_age is None or now is None:
+            return
+        quiet = self._ledger.quiet(now - self._max_age * _STALE)
+        async with asyncio.timeout(_A_MOMENT):
+            for start in range(0, len(quiet), _READS):
+                accounts = quiet[start : start + _READS]
+                reads = [guarded(self._read, account.id) for account in accounts]
+                records = await asyncio.gather(*reads, return_exceptions=True)
+                for account, data in zip(accounts, records, strict=True):
+                    if isinstance(data, BaseException) or account.unsaved:
+                        continue
+                    state = inspect(account.id, data).state
+                    if state is not None and state == account.newest(0.0):
+                        self._renewed.add(account.id)
+                        self._ledger.change(
+                            account, account.state, account.last_seq, moves=False, warm=False
+                        )
+
     async def _close(self, patience: Patience) -> None:
         """Do what `aclose` says; whoever comes meanwhile waits for it."""
         self._closing = done = self._commit.running_loop().create_future()
         try:
+            renewing = begin(self._renew_quiet)
+            await patience.wait([renewing])
+            _ = renewing.cancel()
             await self._commit.close(patience)
             release = begin(self._release, asyncio.current_task())
             await patience.wait([release])
             _ = release.cancel()
-            self._unwritten = self._commit.failures()
+            failures = self._commit.failures()  # a sign of life is not worth an error
+            self._unwritten = {key: failures[key] for key in failures.keys() - self._renewed}
         finally:
             done.set_result(None)  # should it have ended in any other way, the next caller tries
 

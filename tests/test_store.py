@@ -25,6 +25,7 @@ from qqbot_session import (
     WriteDetails,
     WrongEventLoopError,
 )
+from qqbot_session.gateway import GatewaySession
 from qqbot_session.state import decode, encode
 
 WINDOW = 1.0
@@ -927,7 +928,10 @@ def test_a_wrong_argument_of_the_constructor_is_named(error: Any, arguments: Any
     (value,) = arguments.values()
     with pytest.raises(error) as caught:
         AsyncSessionStore(**{"storage": MemoryStorage()} | arguments)
-    assert repr(value) in str(caught.value)
+    kind = str(value).partition(":")[0] if "://" in str(value) else type(value).__name__
+    assert repr(value) in str(caught.value) or (
+        kind in str(caught.value) and "storage" in arguments
+    )
 
 
 async def test_steps_of_the_wall_clock_neither_stop_nor_hasten_writes(
@@ -1187,3 +1191,103 @@ async def test_a_session_id_is_never_logged_whole(
     assert secret not in caplog.text
     assert secret not in str(error.value)
     assert secret not in repr(store)
+
+
+# A bot that nobody writes to
+
+
+async def restarted(storage: MemoryStorage, clock: WallClock) -> int | None:
+    """Load the account a second later, as a new process does."""
+    clock.now += 1
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        state = await store.load("bot")
+    return None if state is None else state.last_seq
+
+
+@pytest.mark.parametrize("ends", ["in order", "by an error", "cancelled"])
+async def test_a_bot_without_events_for_longer_than_max_age_can_be_restarted(
+    storage: FaultyStorage, clock: WallClock, ends: str
+) -> None:
+    """It keeps its session with `save` and `update_last_seq` alone, as the first example does."""
+
+    async def live() -> None:
+        async with AsyncSessionStore(storage, clock=clock) as store:
+            await store.save(a_state())
+            await store.update_last_seq("bot", 2)
+            await store.flush()
+            clock.now += 360
+            if ends == "by an error":
+                raise ConnectionError
+            if ends == "cancelled":
+                raise asyncio.CancelledError
+
+    with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+        await live()
+    assert await restarted(storage, clock) == 2
+
+
+@pytest.mark.parametrize("told", ["touch", "touch, unsaved", "record"])
+async def test_whose_signs_of_life_are_told_has_none_when_its_line_is_dead(
+    storage: FaultyStorage, clock: WallClock, told: str
+) -> None:
+    # promise 13
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        await store.save(a_state())
+        await asyncio.sleep(0 if told == "touch, unsaved" else 10)
+        if told == "record":
+            gateway = GatewaySession("bot", app_id="1", intents=1, resume=a_state(app_id="1"))
+            await store.record(gateway)
+        else:
+            await store.touch("bot")
+        await store.flush()
+        clock.now += 360
+    assert await restarted(storage, clock) is None
+
+
+@pytest.mark.parametrize("what", ["loaded only", "refused", "cleared", "written by another"])
+async def test_closing_is_no_sign_of_life_of_what_is_not_this_store_s(
+    storage: FaultyStorage, clock: WallClock, what: str
+) -> None:
+    # promises 13 and 25
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        await store.save(a_state(app_id="1"))
+        if what == "loaded only":
+            await store.flush()
+            store._ledger.forget("bot")
+            assert await store.load("bot") is not None
+        elif what == "refused":
+            assert await store.load("bot", app_id="2") is None
+        elif what == "cleared":
+            await store.clear("bot")
+        await store.flush()
+        clock.now += 360
+        if what == "written by another":
+            storage.records["bot"] = encode(a_state(last_seq=9), saved_at=clock.now - 10)
+    assert await restarted(storage, clock) == (9 if what == "written by another" else None)
+
+
+@pytest.mark.parametrize("fails", ["read", "commit", "hangs"])
+async def test_closing_quietly_is_no_error_where_the_storage_is_away(
+    storage: FaultyStorage, clock: WallClock, fails: str
+) -> None:
+    store = AsyncSessionStore(storage, clock=clock)
+    await store.save(a_state())
+    await store.flush()
+    clock.now += 360
+    storage.unreadable, storage.broken = fails == "read", fails == "commit"
+    if fails == "hangs":
+        storage.read_gate.clear()
+    await store.aclose()
+    assert written(storage) == ([1, 1] if fails == "commit" else [1])
+
+
+async def test_closing_renews_nothing_that_is_fresh_or_never_expires(
+    storage: FaultyStorage, clock: WallClock
+) -> None:
+    for max_age, later in ((300.0, 29), (None, 10**6)):
+        storage.commits.clear()
+        async with AsyncSessionStore(storage, max_age=max_age, clock=clock) as store:
+            await store.save(a_state())
+            await store.flush()
+            clock.now += later
+        assert written(storage) == [1]
