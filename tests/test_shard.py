@@ -836,6 +836,23 @@ async def test_what_is_handled_within_the_grace_is_on_storage_at_once(answers: b
         await asyncio.wait([world.task])
 
 
+async def test_what_was_handled_within_the_window_is_on_storage_before_the_farewell() -> None:
+    # promise 31
+    storage = MemoryStorage()
+    async with a_world(AsyncSessionStore(storage, debounce=60)) as world:
+        line = await world.up()
+        line.answers_close = False
+        await asyncio.sleep(10)
+        for seq in range(2, 8):
+            line.event(seq)
+            await asyncio.sleep(0.5)
+        assert decode(storage.records[ACCOUNT]).last_seq < 7
+        world.task.cancel()
+        await settle()
+        assert decode(storage.records[ACCOUNT]).last_seq == 7
+        await asyncio.wait([world.task])
+
+
 async def test_a_lone_event_is_one_write_and_that_at_its_end() -> None:
     # promise 2
     storage = MemoryStorage()
