@@ -37,17 +37,25 @@ _T = TypeVar("_T")
 _Handle: TypeAlias = Callable[[Dispatch], Awaitable[object]]
 
 
-class _Work:
-    """What one event still needs before it is handled."""
+class _Answer:
+    """The answer that a message waits for."""
 
-    __slots__ = ("answered", "closed", "held", "in_handler", "skips_answer")
+    __slots__ = ("accepted", "in_handler", "is_needed")
 
     def __init__(self) -> None:
-        self.held: list[asyncio.Future[Any]] = []
-        self.answered: asyncio.Future[None] | None = None
-        self.in_handler = True
-        self.skips_answer = False
-        self.closed = False
+        self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.in_handler = True  # which has not ended yet
+        self.is_needed = True
+
+
+class _Work:
+    """What one event still needs before it is handled; made for every event, so it is small."""
+
+    __slots__ = ("answer", "held")
+
+    def __init__(self) -> None:
+        self.held: list[asyncio.Future[Any]] | None = []  # `None` = the event is handled
+        self.answer: _Answer | None = None
 
 
 _current: ContextVar[_Work] = ContextVar("qqbot_session_event")
@@ -64,7 +72,7 @@ def hold() -> asyncio.Future[None]:
         RuntimeError: no event is being handled here.
     """
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    _open_work("hold").held.append(future)
+    _held_by("hold").append(future)
     return future
 
 
@@ -74,7 +82,7 @@ def until(awaitable: Awaitable[_T]) -> asyncio.Future[_T]:
     Returns:
         The task in which it runs, or the awaitable itself if it is a future.
     """
-    held = _open_work("until").held
+    held = _held_by("until")
     future = asyncio.ensure_future(awaitable)
     held.append(future)
     return future
@@ -83,15 +91,15 @@ def until(awaitable: Awaitable[_T]) -> asyncio.Future[_T]:
 def skip_answer() -> None:
     """Say that the message being handled gets no answer; no effect where none is awaited."""
     work = _current.get(None)
-    if work is not None:
-        work.skips_answer = True
-        _finish(work.answered)
+    if work is not None and work.answer is not None:
+        work.answer.is_needed = False
+        _finish(work.answer.accepted)
 
 
 def handler_raised() -> None:
     """Say so where a framework swallows it: then nothing holds the event open any more."""
     work = _current.get(None)
-    if work is not None:
+    if work is not None and work.held is not None:
         work.held.clear()
         skip_answer()
 
@@ -99,7 +107,7 @@ def handler_raised() -> None:
 def being_handled() -> bool:
     """Whether the caller runs in the handler of an event, or in a task started there."""
     work = _current.get(None)
-    return work is not None and not work.closed
+    return work is not None and work.held is not None
 
 
 async def handle_whole(handle: _Handle, event: Dispatch) -> None:
@@ -112,13 +120,12 @@ async def handle_whole(handle: _Handle, event: Dispatch) -> None:
     _current.set(work)
     try:
         await handle(event)
-        work.in_handler = False
-        if work.held:
-            await end_of(work.held)
-            for future in work.held:
+        if held := work.held:
+            await end_of(held)
+            for future in held:
                 future.result()
     finally:
-        work.closed = True
+        work.held = None
 
 
 async def end_of(futures: Collection[asyncio.Future[Any]]) -> None:
@@ -168,24 +175,26 @@ class Answers:
 
         async def handle_and_wait(event: Dispatch) -> None:
             work, message_id = _current.get(None), _message_id(event)
-            if work is None or work.closed:
+            if work is None or work.held is None:
                 await handle_whole(handle_and_wait, event)
-                return
-            if message_id is None:
+            elif message_id is None:
                 await handle(event)
-                return
-            work.answered = asyncio.get_running_loop().create_future()
-            self._waiting[message_id] = work
-            try:
-                await handle(event)
-                work.in_handler = False
-                if not (work.held or work.skips_answer):
-                    await asyncio.wait([work.answered], timeout=self._timeout)
-            finally:
-                if self._waiting.get(message_id) is work:
-                    del self._waiting[message_id]
+            else:
+                await self._wait(work, message_id, handle, event)
 
         return handle_and_wait
+
+    async def _wait(self, work: _Work, message_id: str, handle: _Handle, event: Dispatch) -> None:
+        answer = work.answer = _Answer()
+        self._waiting[message_id] = work
+        try:
+            await handle(event)
+            answer.in_handler = False
+            if answer.is_needed and not work.held:
+                await asyncio.wait([answer.accepted], timeout=self._timeout)
+        finally:
+            if self._waiting.get(message_id) is work:
+                del self._waiting[message_id]
 
     def sent(self, body: object, error: BaseException | None = None) -> None:
         """Note what was sent to QQ's message endpoints, from any thread.
@@ -200,15 +209,15 @@ class Answers:
     def accepted(self, message_id: str) -> None:
         """Note that QQ accepted an answer to the message with this id, from any thread."""
         work = self._waiting.get(message_id)
-        if work is None or work.answered is None:
+        if work is None or (answer := work.answer) is None:
             return
-        inside = work.in_handler and _current.get(None) is work
+        inside = answer.in_handler and _current.get(None) is work
         if self._in_handler or not inside:
-            loop = work.answered.get_loop()
+            loop = answer.accepted.get_loop()
             if loop is asyncio._get_running_loop():
-                _finish(work.answered)
+                _finish(answer.accepted)
             elif not loop.is_closed():
-                loop.call_soon_threadsafe(_finish, work.answered)
+                loop.call_soon_threadsafe(_finish, answer.accepted)
 
 
 Until: TypeAlias = Literal["handled", "answered"] | Answers
@@ -228,17 +237,18 @@ def answers_for(until: Until) -> Answers | None:
     return Answers() if until == "answered" else None
 
 
-def _open_work(name: str) -> _Work:
+def _held_by(name: str) -> list[asyncio.Future[Any]]:
+    """Return what the event at hand is held open for; the caller is named if there is none."""
     work = _current.get(None)
     if work is None:
         raise RuntimeError(f"{name}() holds an event open: call it in the event's handler")
-    if work.closed:
+    if work.held is None:
         raise RuntimeError(f"{name}() comes too late: the event has been handled")
-    return work
+    return work.held
 
 
-def _finish(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
         future.set_result(None)
 
 
