@@ -223,7 +223,7 @@ async def _sockets(client: Any) -> AsyncIterator[_Connect]:
         from .aiohttp import connect
 
         async with aiohttp.ClientSession() as http:
-            yield partial(connect, http)
+            yield partial(connect, http, proxy=None)  # as botpy's own calls: directly
 
 
 @contextlib.contextmanager
