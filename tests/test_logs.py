@@ -10,6 +10,8 @@ import pickle
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import integers, text
 
 from qqbot_session.logs import say
 from qqbot_session.words import Secret, shown, without
@@ -55,6 +57,16 @@ def test_what_does_not_print_is_escaped() -> None:
 def test_what_is_long_is_cut(text: str) -> None:
     assert len(shown(text)) == 201
     assert shown(text, 10).endswith("…")
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@given(text(), integers(1, 300))
+def test_any_text_is_one_line_that_prints(value: str, limit: int) -> None:
+    # promise 33
+    line = shown(value, limit)
+    assert line.isprintable()
+    assert len(line) <= limit + 1
+    assert shown(line, 10_000) == line
 
 
 def test_an_object_that_cannot_say_what_it_is_is_shown_by_its_type() -> None:
