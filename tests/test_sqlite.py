@@ -1025,7 +1025,7 @@ def without_shared_memory(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     real.mkdir()
     try:
-        run("bindfs", "--direct-io", real, place)
+        run("bindfs", "-o", "direct_io", real, place)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no FUSE here: {error.stderr!r}")
     yield place

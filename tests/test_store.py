@@ -9,6 +9,7 @@ import logging
 import warnings
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1166,6 +1167,10 @@ def test_no_storage_means_the_originals_directory(monkeypatch: pytest.MonkeyPatc
     assert isinstance(storage, FileStorage)
     assert storage.directory == "/home/somebody/.openclaw/qqbot/sessions"
     monkeypatch.delenv("HOME")
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_dir="/usr"))
+    assert AsyncSessionStore()._storage.directory == "/usr/.openclaw/qqbot/sessions"
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_dir="/nonexistent"))
     assert AsyncSessionStore()._storage.directory == "/tmp/.openclaw/qqbot/sessions"
 
 

@@ -1,5 +1,6 @@
 """Where records lie: one `Storage` contract, and one module per kind of storage."""
 
+import contextlib
 import os
 import re
 from importlib import import_module
@@ -61,13 +62,27 @@ def storage_of(storage: object) -> "Storage":
     from .files import FileStorage
 
     if storage is None:
-        home = os.environ.get("HOME") or "/tmp"  # as the original
-        return FileStorage(os.path.join(home, ".openclaw", "qqbot", "sessions"))
+        return FileStorage(os.path.join(_home(), ".openclaw", "qqbot", "sessions"))
     if isinstance(storage, str | os.PathLike):
         return _named(storage)
     if isinstance(storage, Storage) and not isinstance(storage, type):
         return storage
     raise TypeError(f"storage must be a directory or a Storage, {_not_one(storage)}")
+
+
+def _home() -> str:
+    """Return the home directory: that of the environment, else the user's, else `/tmp`.
+
+    The original takes `/tmp` at once, which everybody can write.
+    """
+    if home := os.environ.get("HOME"):
+        return home
+    with contextlib.suppress(ImportError, KeyError):  # Windows; a user that is not listed
+        import pwd
+
+        if os.path.isdir(home := pwd.getpwuid(os.getuid()).pw_dir):
+            return home
+    return "/tmp"
 
 
 def _named(name: str | os.PathLike[str]) -> "Storage":

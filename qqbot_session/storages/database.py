@@ -55,7 +55,7 @@ _log = logging.getLogger("qqbot_session.storages.sqlite")
 APPLICATION_ID = 0x51515353  # "QQSS"
 _VERSION = 1
 _MAGIC = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat2.html#the_database_header
-_PATIENCE = 1.0  # seconds for another process's lock: longer is a stall, less makes traffic fail
+_PATIENCE = 2.0  # seconds for another process's lock: longer is a stall, less makes traffic fail
 _LONGEST = 10.0  # seconds of computing for one job; a listing takes a hundredth
 _STEPS = 1_000_000  # of SQLite's between two looks at the clock: some milliseconds
 _TRIES = 5  # at a database that is replaced meanwhile
@@ -216,13 +216,18 @@ class Database:
         return self._open[name]
 
     def _opened(self, real: str, mode: str, *, prepare: bool) -> sqlite3.Connection:
+        shared = not prepare or shares_memory(os.path.dirname(real))
+        if not shared:
+            text = "%s is on a volume without shared memory: SQLite works in rollback mode, slowly"
+            self._warn_once(text, real)
+            if has_log(real):
+                _leave_log(real)
         connection = _connection(real, mode)
         try:
             connection.set_progress_handler(self._is_overdue, _STEPS)
             self._deadline = time.monotonic() + _LONGEST
             if prepare:
-                _prepare(connection, real)
-                self._warn_of_slow_writes(connection, real)
+                _prepare(connection, real, shared=shared)
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
                 connection.execute("PRAGMA journal_size_limit = 67108864")
             connection.execute("PRAGMA cache_size = -8000")
@@ -305,11 +310,6 @@ class Database:
         if kind.startswith(NETWORK):
             text = "%s is on a network file system (%s): only one machine may use it"
             self._warn_once(text, real, kind)
-
-    def _warn_of_slow_writes(self, connection: sqlite3.Connection, real: str) -> None:
-        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            text = "%s is on a volume without shared memory: SQLite works in rollback mode, slowly"
-            self._warn_once(text, real)
 
     def _warn_once(self, text: str, *args: object) -> None:
         if text % args not in self._said:
@@ -407,8 +407,8 @@ def _connection(real: str, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, real: str) -> None:
-    """Let the database have its tables and, where that can be, a log."""
+def _prepare(connection: sqlite3.Connection, real: str, *, shared: bool) -> None:
+    """Let the database have its tables and, where memory can be shared, a write-ahead log."""
     # Whatever `durable` says: a torn first page would be nobody's.
     connection.execute("PRAGMA synchronous = FULL")
     if _number(connection, "application_id") != APPLICATION_ID:
@@ -417,31 +417,29 @@ def _prepare(connection: sqlite3.Connection, real: str) -> None:
                 for statement in SCHEMA:
                     connection.execute(statement)
     until = time.monotonic() + _PATIENCE
-    while not _begin_log(connection, real):  # SQLite does not wait where two begin it at once
+    while shared and not _begin_log(connection):  # SQLite does not wait where two begin it at once
         if time.monotonic() > until:
             raise sqlite3.OperationalError(f"{real!r} is locked")
         time.sleep(0.01)
 
 
-def _begin_log(connection: sqlite3.Connection, real: str) -> bool:
-    """Let readers and a writer share a write-ahead log, unless the volume cannot have one."""
+def _begin_log(connection: sqlite3.Connection) -> bool:
+    """Let readers and a writer share a write-ahead log; return whether they do."""
     try:
-        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        if mode != "wal" and not shares_memory(os.path.dirname(real)):
-            return True
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
-        if _lacks_shared_memory(error):  # a database from elsewhere
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory
-            connection.execute("PRAGMA journal_mode = DELETE").fetchone()
-            connection.execute("PRAGMA locking_mode = NORMAL").fetchone()
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            return True
         if _code(error) != sqlite3.SQLITE_BUSY:
             raise
         return False
     return True
+
+
+def _leave_log(real: str) -> None:
+    """Put what is in a write-ahead log into the database, without any shared memory."""
+    with contextlib.closing(_connection(real, "rw")) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = DELETE").fetchone()
 
 
 def _lacks_shared_memory(error: sqlite3.Error) -> bool:

@@ -106,7 +106,7 @@ class SqliteStorage:
     """Records in one SQLite database, which is made when first written to.
 
     For ten to a hundred thousand accounts on one machine. Several processes may use one database;
-    one that finds it locked waits a second at most, and then has failed. Where two bots could be
+    one that finds it locked waits two seconds at most, and then has failed. Where two bots could be
     the same account, `AsyncSessionStore.lease` decides.
 
     Args:
