@@ -25,7 +25,7 @@ import pytest
 
 from qqbot_session import AsyncSessionStore, MemoryStorage, SessionState
 from qqbot_session.doctor import examine
-from qqbot_session.storages import SqliteStorage, copy, storage_of
+from qqbot_session.storages import SqliteStorage, copy, database, storage_of
 from qqbot_session.storages.sqlite import NotOurDatabaseError
 
 SQLITE = "qqbot_session.storages.sqlite"
@@ -820,6 +820,8 @@ async def test_a_child_does_not_write_with_its_parents_lease(
     pid = os.getpid()
     monkeypatch.setattr("qqbot_session.storages.threads.os.getpid", lambda: pid + 1)
     assert set(await storage.commit({"a": b"child"})) == {"a"}
+    while database._inherited:
+        database._inherited.pop().close()
 
 
 REOPENING = PROGRAM.replace(
