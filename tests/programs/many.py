@@ -95,6 +95,9 @@ async def write(storage: Storage | str, record: Record, name: str) -> None:
                 numbers[account_id] += 1
                 await save(store, record, account_id, numbers[account_id])
             await flush(store, record, numbers)
+            if isinstance(storage, str) and random.random() < 0.1:  # beside what it has open
+                async with AsyncSessionStore(storage, on_load=note_reason) as another:
+                    await load(another, record, random.choice(ids))
             await asyncio.sleep(random.uniform(0, 0.05))
 
 
