@@ -415,7 +415,7 @@ def _session_id(value: object) -> str:
         raise GatewayProtocolError("READY must carry a session_id of 1 to 512 characters")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise GatewayProtocolError("READY's session_id has characters that no record can hold")
-    return value
+    return str.__str__(value)
 
 
 def _short(value: object) -> str:

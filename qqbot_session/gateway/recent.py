@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import deque
 from collections.abc import Mapping
 from itertools import islice
 
@@ -22,6 +21,7 @@ MAX_REMEMBERED = 512
 """The largest `remember_events`: less than 9 KiB in the record."""
 
 _LONG = 128  # characters; QQ's names have about 100
+_WIDTH = 17  # characters of a digest and a space
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -37,7 +37,7 @@ class RecentEvents:
         self.limit = limit
         self.names: dict[str, None] = {}  # oldest first
         self.restored: frozenset[str] = frozenset()  # digests, until they are too old
-        self._digests: deque[str] = deque(maxlen=limit)  # oldest first, all but those of `_new`
+        self._text = ""  # the digests of all but those of `_new`, oldest first, as they are written
         self._new: list[str] = []  # names whose digests were not needed yet
         self._written = 0  # names whose digests were
 
@@ -76,16 +76,19 @@ class RecentEvents:
 
     def text(self) -> str:
         """Return the digests, for `restore`."""
-        self._digests.extend(map(_digest, self._new[-self.limit :]))
-        self._written += len(self._new)
-        self._new.clear()
-        return " ".join(self._digests)
+        if self._new:
+            new = " ".join(map(_digest, self._new[-self.limit :]))
+            self._text = f"{self._text} {new}"[-_WIDTH * self.limit + 1 :].lstrip()
+            self._written += len(self._new)
+            self._new.clear()
+        return self._text
 
     def restore(self, text: object) -> None:
         """Take what `text` gave; anything else is ignored."""
         words = text.split(" ") if isinstance(text, str) else []
-        self._digests.extend(filter(_DIGEST.fullmatch, words))
-        self.restored = frozenset(self._digests)
+        digests = list(filter(_DIGEST.fullmatch, words))[-self.limit :] if self.limit else []
+        self._text = " ".join(digests)
+        self.restored = frozenset(digests)
         self._written += 1
 
     def _forget(self) -> None:

@@ -45,6 +45,9 @@ from ..state import (
     check_app_id,
     check_intents,
     check_shard,
+    extra_length,
+    known_valid,
+    read_only,
 )
 from .backoff import BackOff
 from .closes import CLOSE_RULES, NO_VERDICT, RESET, CloseRule, Next
@@ -65,6 +68,9 @@ _ADDRESS = "gatewayUrl"
 _MAX_ADDRESS = 512  # characters
 _DEATHS = "deaths"
 _ENDED = "endedInOrder"
+
+# The longest account id, session id and `extra` leave room for this many characters.
+_SHORT_APP_ID = 512
 
 _generations = count(1)
 
@@ -141,7 +147,8 @@ class GatewaySession:
         check_limit("max_resumes", max_resumes, (int,), 0)
         check_limit("max_session_age", max_session_age, (int, float), 0.0)
         check_limit("remember_events", remember_events, (int,), 0, MAX_REMEMBERED)
-        _check_rules(close_rules)
+        if close_rules is not CLOSE_RULES:
+            _check_rules(close_rules)
         _check_failed(failed)
         if not callable(jitter):
             raise TypeError(f"jitter must be callable, not {jitter!r}")
@@ -164,6 +171,7 @@ class GatewaySession:
         self._silent = False  # whether another session's record is left alone for now
         self._now = 0.0  # seconds since the epoch, no later than it is
         self._connection: Connection | None = None
+        self._measured: tuple[object, int] = (None, 0)  # the record's own `extra`, and its bytes
         self._key: tuple[object, ...] = ()  # what `_state` was made of
         self._state: SessionState | None = None
         # All but the cursors; without a session, its `session_id` is None.
@@ -341,6 +349,10 @@ class GatewaySession:
             self._kept = session
             self.turn += 1
 
+    def _change(self, **changes: Any) -> None:
+        """Replace fields of the session by values that need no check: times are `_moment`s."""
+        self._session = known_valid(self._kept, **changes)
+
     def _restore(self, record: SessionState) -> None:
         if not isinstance(record, SessionState):
             raise TypeError(f"resume must be a SessionState or None, not {record!r}")
@@ -359,19 +371,20 @@ class GatewaySession:
         above, held = extra.pop(_SETTLED_ABOVE, None), extra.pop(_HELD_SECONDS, None)
         deaths, ended = extra.pop(_DEATHS, None), extra.pop(_ENDED, None)
         self._recent.restore(extra.pop(_RECENT_EVENTS, None))
-        kept = replace(self._session, intent_level_index=record.intent_level_index, extra=extra)
+        changes: dict[str, Any] = {"intent_level_index": record.intent_level_index}
+        if extra:
+            changes["extra"] = read_only(extra)
         if record.resumable and len(record.session_id or "") <= MAX_SESSION_ID:
             self._watermark.restore(record.last_seq, above, held)
             self._deaths.restore(deaths, in_order=ended is True)
-            kept = replace(
-                kept,
-                session_id=record.session_id,
-                last_connected_at=record.last_connected_at,
+            changes |= {
+                "session_id": record.session_id,
+                "last_connected_at": record.last_connected_at,
                 # The original's records do not say; when it connected is the next best.
-                established_at=record.established_at or record.last_connected_at or None,
-                failed_resumes=record.failed_resumes,
-            )
-        self._session = kept
+                "established_at": record.established_at or record.last_connected_at or None,
+                "failed_resumes": record.failed_resumes,
+            }
+        self._change(**changes)
 
     def _owns(self, record: SessionState) -> bool:
         """Whether the session of this account and app has this shard and these intents."""
@@ -380,29 +393,35 @@ class GatewaySession:
 
     def _make_state(self, above: str, held: str, deaths: str) -> SessionState | None:
         session = self._session
-        ours: dict[str, object] = {}
+        ours: dict[str, Any] = {}  # what matters most comes first
         if (spent := self._back_off.full_at) > self._now:
             ours[_IDENTIFIES] = round(spent * 1000)
         if self._refusal is not None:
-            ours[_REFUSAL] = self._refusal.to_json()
-        if self._ended and session.session_id is not None:
-            ours[_ENDED] = True
+            ours[_REFUSAL] = read_only(self._refusal.to_json())
         if session.session_id is None and (self._silent or not ours):
             return None
+        if self._ended and session.session_id is not None:
+            ours[_ENDED] = True
         recent = self._recent.text() if self._recent.limit else ""
-        texts = {
-            _DEATHS: deaths,
-            _SETTLED_ABOVE: above,
-            _HELD_SECONDS: held,
-            _RECENT_EVENTS: recent,
-        }
+        texts = {_DEATHS: deaths, _SETTLED_ABOVE: above, _HELD_SECONDS: held}
+        texts[_RECENT_EVENTS] = recent
         ours |= {name: text for name, text in texts.items() if text}
-        while ours:
-            try:
-                return replace(session, last_seq=self.settled, extra={**session.extra, **ours})
-            except ValueError:  # too long together with the record's own
-                ours.popitem()
-        return replace(session, last_seq=self.settled)
+        return known_valid(session, last_seq=self.settled, extra=self._with_ours(ours))
+
+    def _with_ours(self, ours: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the record's own `extra` and as much of ours as fits."""
+        theirs = self._session.extra
+        if theirs is not self._measured[0]:
+            self._measured = (theirs, extra_length(theirs) if theirs else 0)
+        room = MAX_EXTRA_BYTES - self._measured[1]
+        fitting = {}
+        for name, value in ours.items():
+            # Most are texts of ASCII that JSON does not escape; 16 bytes are around each of them.
+            size = extra_length({name: value}) if type(value) is not str else len(value)
+            if (room := room - size - len(name) - 16) < 0:
+                break
+            fitting[name] = value
+        return read_only({**theirs, **fitting})
 
     def _may_resume(self) -> bool:
         tries = self._session.failed_resumes
@@ -422,10 +441,9 @@ class GatewaySession:
             return None
         old = self._session
         self._watermark.hold_still()
-        self._session = replace(
-            old,
+        self._change(
             failed_resumes=min(old.failed_resumes + 1, MAX_INTEGER),
-            established_at=now if old.established_at is None else old.established_at,
+            established_at=_moment(now) if old.established_at is None else old.established_at,
         )
         return {"session_id": old.session_id, "seq": self.settled}
 
@@ -439,21 +457,19 @@ class GatewaySession:
     def _begin(self, session_id: str, seq: int | None, now: float) -> None:
         self._new_cursors()
         self._refusals, self._refusal = 0, None
-        self._session = replace(self._session, session_id=session_id, established_at=now)
+        self._change(session_id=session_id, established_at=_moment(now))
         self._resumed(seq, now)
 
     def _resumed(self, seq: int | None, now: float) -> None:
         self._back_off.accepted()
         if self._session.session_id is not None:
-            self._session = replace(self._session, last_connected_at=now, failed_resumes=0)
+            self._change(last_connected_at=_moment(now), failed_resumes=0)
         self._watermark.resumed(seq)
         self._deaths.resumed()
 
     def _forget(self) -> None:
         self._new_cursors()
-        self._session = replace(
-            self._session, session_id=None, established_at=None, failed_resumes=0
-        )
+        self._change(session_id=None, established_at=None, failed_resumes=0)
 
     def _new_cursors(self) -> None:
         self._earlier.append(self._watermark.generation)
@@ -487,7 +503,7 @@ class GatewaySession:
                 if handled := deaths >= MAX_DEATHS:
                     self._let_go(seq, name)
         if replayed and not handled and self._session.failed_resumes:
-            self._session = replace(self._session, failed_resumes=0)  # the Resume was answered
+            self._change(failed_resumes=0)  # the Resume was answered
         event = Dispatch(kind, seq, event_id, data, replayed, handled, name, watermark.generation)
         if renumbered or deaths:
             event.renumbered, event.deaths = renumbered, deaths
@@ -512,8 +528,7 @@ class GatewaySession:
 
     def _take_back_resume(self) -> None:
         """Count the Resume that was sent last no more: it was not refused."""
-        tries = max(0, self._session.failed_resumes - 1)
-        self._session = replace(self._session, failed_resumes=tries)
+        self._change(failed_resumes=max(0, self._session.failed_resumes - 1))
 
     def _judge(self, code: int | None, phase: Phase) -> CloseRule:
         """End the latest connection, which was in that phase."""
@@ -597,6 +612,8 @@ def _check_rules(rules: object) -> None:
 
 def _check_room(session: SessionState) -> None:
     """Raise `ValueError` unless every later state will fit in a record, whatever comes."""
+    if len(session.app_id or "") <= _SHORT_APP_ID:
+        return
     replace(
         session,
         session_id="\U0010ffff" * MAX_SESSION_ID,
@@ -607,3 +624,8 @@ def _check_room(session: SessionState) -> None:
         failed_resumes=MAX_INTEGER,
         extra={"": "\ud800" + "x" * (MAX_EXTRA_BYTES - 32)},
     )
+
+
+def _moment(now: float) -> float:
+    """Return a time as a state holds it, to the millisecond."""
+    return round(now * 1000) / 1000
