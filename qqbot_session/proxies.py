@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import os
 from base64 import b64encode
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -31,6 +32,8 @@ def proxy_for(url: str) -> Secret | None:
     """
     parts = urlsplit(url)
     scheme = _SCHEMES.get(parts.scheme, parts.scheme)
+    if not any(os.environ.get(name) for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")):
+        return None  # as nearly always; to read the whole environment takes longer than a socket
     proxies = getproxies_environment()
     proxy = proxies.get(scheme)
     if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from codecs import BOM_UTF8
@@ -338,10 +339,26 @@ def _checked_extra(extra: object) -> Mapping[str, Any]:
 
 def extra_length(extra: Mapping[str, Any]) -> int:
     """Return how many bytes `extra` takes encoded; past `MAX_EXTRA_BYTES`, at least how many."""
+    if extra and (lines := _flat(extra, encode_basestring)) is not None:
+        with contextlib.suppress(UnicodeEncodeError):
+            return len(",\n  ".join(lines).encode()) + 6
     try:
         return _length(extra, ascii_only=False)
     except UnicodeEncodeError:  # lone surrogates: `encode` will escape them
         return _length(extra, ascii_only=True)
+
+
+def _flat(extra: Mapping[str, Any], quote: Callable[[str], str]) -> list[str] | None:
+    """Return the lines of an `extra` of texts and numbers, as ours is; `None` for any other."""
+    lines = []
+    for name, value in extra.items():
+        if type(value) is str:
+            lines.append(f"{quote(name)}: {quote(value)}")
+        elif type(value) is int:
+            lines.append(f"{quote(name)}: {value}")
+        else:
+            return None
+    return lines
 
 
 def _length(extra: Mapping[str, Any], *, ascii_only: bool) -> int:
@@ -396,8 +413,11 @@ def _encode(
     if state.failed_resumes:
         lines.append(f'"failedResumes": {state.failed_resumes}')
     if state.extra:
-        escape = quote is encode_basestring_ascii
-        lines.append(json.dumps(state.extra, indent=2, ensure_ascii=escape)[4:-2])
+        flat = _flat(state.extra, quote)
+        if flat is None:
+            escape = quote is encode_basestring_ascii
+            flat = [json.dumps(state.extra, indent=2, ensure_ascii=escape)[4:-2]]
+        lines += flat
     return "{\n  " + ",\n  ".join(lines) + "\n}"
 
 

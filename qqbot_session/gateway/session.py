@@ -69,6 +69,7 @@ _MAX_ADDRESS = 512  # characters
 _DEATHS = "deaths"
 _ENDED = "endedInOrder"
 
+_TIME = 16  # bytes of a time in milliseconds
 # The longest account id, session id and `extra` leave room for this many characters.
 _SHORT_APP_ID = 512
 
@@ -416,8 +417,10 @@ class GatewaySession:
         room = MAX_EXTRA_BYTES - self._measured[1]
         fitting = {}
         for name, value in ours.items():
-            # Most are texts of ASCII that JSON does not escape; 16 bytes are around each of them.
-            size = extra_length({name: value}) if type(value) is not str else len(value)
+            # Texts of ASCII that JSON does not escape, and times; 16 bytes are around each of them.
+            size = len(value) if type(value) is str else _TIME
+            if name == _REFUSAL:
+                size = extra_length({name: value})
             if (room := room - size - len(name) - 16) < 0:
                 break
             fitting[name] = value
