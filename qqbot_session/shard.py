@@ -187,7 +187,7 @@ class ShardRunner:
             concurrency=concurrency,
             grace=grace,
         )
-        self._health = Health()  # but for what changes with every event
+        self._health: dict[str, Any] = {}  # what `Health` says, but for what every event changes
         self._last_frame_at: float | None = None
 
     def __repr__(self) -> str:
@@ -201,8 +201,8 @@ class ShardRunner:
     @property
     def health(self) -> Health:
         """How the shard is now."""
-        return replace(
-            self._health,
+        return Health(
+            **self._health,
             last_frame_at=self._last_frame_at,
             in_flight=self._handlers.in_flight,
         )
@@ -277,7 +277,7 @@ class ShardRunner:
             self._raise_if_asked_to_end(error)
             self._log.no_line(error)
             return None
-        self._health = replace(self._health, next_try_at=None)
+        self._health["next_try_at"] = None
         self._log.connected()
         return token, socket
 
@@ -285,7 +285,7 @@ class ShardRunner:
         """Wait until an Identify may be sent."""
         if (wait := self._gateway.until_identify(self._now())) > 1.0:
             self._log.waiting(wait, self._gateway.refusal)
-            self._health = replace(self._health, next_try_at=time.time() + wait)
+            self._health["next_try_at"] = time.time() + wait
             await _pause(wait)
         if self._before_identify is not None:
             await self._before_identify()
@@ -306,7 +306,7 @@ class ShardRunner:
         finally:
             self._handlers.replay_ended()
             code = await self._close(socket, connection.close_with or _CLOSE_CODE)
-            self._health = replace(self._health, connected_since=None)
+            self._health["connected_since"] = None
         return code
 
     async def _serve(self, connection: Connection, socket: Socket) -> None:
@@ -391,9 +391,9 @@ class ShardRunner:
 
     def _note(self, event: Event, now: float) -> None:
         if isinstance(event, HeartbeatAck):
-            self._health = replace(self._health, last_ack_at=now)
+            self._health["last_ack_at"] = now
         elif isinstance(event, Ready | Resumed):
-            self._health = replace(self._health, connected_since=now)
+            self._health["connected_since"] = now
             self._log.session(event)
             self._handlers.replay_ended()
         elif isinstance(event, Hello):
@@ -411,12 +411,11 @@ class ShardRunner:
         self._log.handshake(hello.handshake, self._gateway.settled)
 
     def _note_close(self, code: int | None, rule: CloseRule) -> None:
-        self._health = replace(
-            self._health,
-            last_close_code=code,
-            last_close_meaning=rule.meaning,
-            next_try_at=None if rule.next is Next.STOP else time.time() + rule.wait,
-        )
+        self._health |= {
+            "last_close_code": code,
+            "last_close_meaning": rule.meaning,
+            "next_try_at": None if rule.next is Next.STOP else time.time() + rule.wait,
+        }
         self._log.closed(code, rule)
 
     def _show(self, event: Event) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from .errors import GatewayProtocolError, describe
 from .gateway import CloseRule, Dispatch, Event, Next, Ready, Refusal, Resumed
-from .logs import say
+from .logs import LOG, say
 
 _QUIET = 60.0  # seconds between two lines about skipped frames
 _LEVELS = {Next.IDENTIFY: logging.WARNING, Next.STOP: logging.ERROR}
@@ -146,6 +146,8 @@ class ShardLog:
     def _say(
         self, level: int, text: str, *values: object, exc_info: Any = None, **fields: object
     ) -> None:
+        if not LOG.isEnabledFor(level):
+            return
         extra: dict[str, object] = {f"qqbot_{name}": value for name, value in fields.items()}
         extra["qqbot_account"] = self._account_id
         options: Any = {"exc_info": exc_info, "extra": extra, "stacklevel": 3}  # the runner's line

@@ -356,6 +356,8 @@ def _flat(extra: Mapping[str, Any], quote: Callable[[str], str]) -> list[str] | 
             lines.append(f"{quote(name)}: {quote(value)}")
         elif type(value) is int:
             lines.append(f"{quote(name)}: {value}")
+        elif value is True or value is False:
+            lines.append(f"{quote(name)}: {'true' if value else 'false'}")
         else:
             return None
     return lines
