@@ -1,14 +1,14 @@
-"""QQ's access token, and its HTTP API (extra `bot`).
+"""QQ's access token and its HTTP API (extra `bot`).
 
 Rules:
 
-* Nothing that QQ's endpoints do ends the bot, but for the sentence that app id and secret are
-  wrong. What failed is tried again, ever more seldom, and a failure is everybody's: many shards
-  that ask for the same wait for one answer, not for one each.
-* Token and secret are `Secret`s, and each goes to the one endpoint that it is for.
+* The only answer of QQ's that ends the bot is that the app id or the secret is wrong. Everything
+  else is retried with growing pauses. A failure is shared: shards that need the same answer wait
+  for one request, not for one each.
+* The token and the secret are `Secret`s, and each goes only where it is meant to go.
 
-Sources: bot-docs, interface-framework/api-use.md; the token's error codes are those of the live
-pages in 2026-08.
+Sources: bot-docs, interface-framework/api-use.md; the token's error codes are from the live pages
+of 2026-08.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from .http import Answer, Http
 from .logs import say
 from .words import Secret
 
-_HTTP_WAIT = 30.0  # seconds for a call of the bot's; all of these are our choice
-_TOKEN_WAIT = 8.0  # seconds; below the runner's patience, so that the error has a name
+_HTTP_WAIT = 30.0  # seconds for a call by the bot; all of these are our choice
+_TOKEN_WAIT = 8.0  # seconds; less than the runner waits, so that the log names the error
 _FIRST_BACK_OFF, _MAX_BACK_OFF = 1.0, 30.0  # seconds between two tries, doubling
-_JUST_FETCHED = 5.0  # seconds in which one fresh token serves all that ask for one
-_OLD_TOKEN = 60.0  # seconds before its end at which QQ gives a new one (api-use.md)
+_JUST_FETCHED = 5.0  # seconds for which a fresh token serves everyone who asks for one
+_OLD_TOKEN = 60.0  # seconds before a token expires, from when QQ issues a new one (api-use.md)
 _WRONG_BOT = {
     100007: "The app id is not valid, or the bot is banned or deleted.",
     100016: "The app id or the secret is wrong.",
     10004: "There is no bot with this app id.",
 }
-_TOKEN = re.compile(r"[!-~]{1,4096}")  # what a header can hold
-_TOKEN_REFUSED = {401, 11244}  # an HTTP status, and QQ's code for the same
-_ACCEPTED = (201, 202)  # with an error code that is none: it is done later (error/error.md)
+_TOKEN = re.compile(r"[!-~]{1,4096}")  # what fits in a header
+_TOKEN_REFUSED = {401, 11244}  # HTTP status, and QQ's code for the same
+_ACCEPTED = (201, 202)  # done later; the code in such an answer is not an error (error/error.md)
 
 NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError, ApiError)
-"""What a call raises if it was not answered as it should be."""
+"""What a call raises when it gets no usable answer."""
 
 
 class Tokens:
-    """The access token: fetched once for all, renewed in time, and tried for with patience."""
+    """The access token: shared by all shards, renewed in time, and retried with growing pauses."""
 
     def __init__(self, http: Http, app_id: str, secret: Secret, url: str) -> None:
         self._http, self._app_id, self._secret, self._url = http, app_id, secret, url
@@ -58,19 +58,19 @@ class Tokens:
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """What no answer may show."""
+        """What must not appear in anything shown of an answer."""
         return self._secret, self._token
 
     async def get(self, new: bool = False) -> Secret:
-        """Return the token, a fresh one if `new`.
+        """Return the token; a fresh one if `new`.
 
         Raises:
-            GatewayRefusedError: app id or secret is wrong.
-            Exception: there is none to be had now. The endpoint is asked again after 1 s, then 2,
-                up to 30; until then the last error is raised again.
+            GatewayRefusedError: the app id or the secret is wrong.
+            Exception: no token is available now. The endpoint is retried after 1 s, then 2, up to
+                30; until then the last error is raised again.
         """
         if self._lock.locked() and not new and now() < self._ends_at:
-            return self._token  # it serves, while another renews it
+            return self._token  # still valid while another task renews it
         async with self._lock:
             asked = now()
             fresh = asked < (self._asked_new_at + _JUST_FETCHED if new else self._renew_at)
@@ -87,8 +87,6 @@ class Tokens:
     async def _try(self, asked: float) -> None:
         try:
             token, seconds = await self._fetch()
-        except GatewayRefusedError:
-            raise
         except NO_ANSWER as error:
             self._failures += 1
             self._error = error
@@ -104,14 +102,14 @@ class Tokens:
         self._ends_at = asked + seconds
 
     async def _fetch(self) -> tuple[Secret, float]:
-        """Return a token and its life in seconds (api-use.md; a string in its sample)."""
+        """Return a token and its lifetime in seconds (a string in the sample of api-use.md)."""
         body = {"appId": self._app_id, "clientSecret": self._secret}
         answer = await self._http.call(
             "POST", self._url, json=body, wait=_TOKEN_WAIT, secrets=self.secrets
         )
         if (token := _token(answer)) is not None:
             return token
-        error = answer.error(quote=False)  # it may be a token in a wrapping that we do not know
+        error = answer.error(quote=False)  # the body may hold a token in a shape we do not know
         if error.code in _WRONG_BOT:
             reason = f"{_WRONG_BOT[error.code]} QQ says: {error.message}"
             raise GatewayRefusedError(self._app_id, error.code, reason)
@@ -119,7 +117,7 @@ class Tokens:
 
 
 class Api:
-    """QQ's HTTP API, with a token that is renewed when it is refused."""
+    """QQ's HTTP API, with a token that is renewed when QQ refuses it."""
 
     def __init__(self, http: Http, app_id: str, base: str, tokens: Tokens) -> None:
         self._http, self.app_id, self.tokens = http, app_id, tokens
@@ -157,7 +155,7 @@ class Api:
 
 
 def _token(answer: Answer) -> tuple[Secret, float] | None:
-    """Return the token that was answered and its life in seconds, `None` if there is none."""
+    """Return the token in an answer and its lifetime in seconds; `None` if there is none."""
     value = answer.value
     fields = value if answer.status < 300 and isinstance(value, dict) else {}
     token = fields.get("access_token")
@@ -172,7 +170,7 @@ def _is_about_token(error: ApiError) -> bool:
 
 
 def _seconds(value: object) -> float:
-    """Return a token's life; a minute if it makes no sense, so that it is soon asked again."""
+    """Return a token's lifetime in seconds; a minute if the value makes no sense."""
     try:
         seconds = int(value)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
@@ -185,5 +183,5 @@ def now() -> float:
 
 
 def back_off(failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row."""
+    """Return how many seconds to wait after this many failures in a row."""
     return min(_FIRST_BACK_OFF * 2.0 ** min(failures - 1, 16), _MAX_BACK_OFF)

@@ -1,14 +1,14 @@
-"""`/gateway/bot`: where the gateway is, and how many may enter when (extra `bot`).
+"""`/gateway/bot`: the gateway's address, and how many sessions may be started (extra `bot`).
 
 Rules:
 
-* It is asked as rarely as its limit demands, and obeyed: Identifies are paced over all shards, and
-  none is sent when none remains.
-* Many shards that ask at a time wait for one answer, and a failure is everybody's until the next
-  try, which is ever later.
-* A session that is resumed needs a token and a socket: where an address is known, it is used at
-  once, and the question is asked beside it.
-* An API that is asked over TLS cannot lead to a gateway without.
+* We ask as rarely as QQ's limit demands, and obey the answer: Identifies are paced across all
+  shards, and none is sent when none remains.
+* Shards that ask at the same time wait for one answer. A failure counts for all of them until the
+  next try; the pauses between tries grow.
+* A Resume needs a token and a socket. If an address is known, it is used at once, and we ask in
+  the background.
+* An API that we reach over TLS cannot send us to a gateway without TLS.
 
 Source: bot-docs, openapi/wss/shard_url_get.md.
 """
@@ -34,30 +34,30 @@ from .words import shown
 Shard: TypeAlias = tuple[int, int]
 
 MAX_SHARDS = 100_000
-"""Of one bot; more than that is a mistake."""
+"""The most shards that a bot may have; a larger number is a mistake."""
 
-_ASK_WAIT = 5.0  # seconds; below the runner's patience for a connection; these are our choice
-_TOO_OFTEN = {429, 100001, 100017}  # HTTP's status, and QQ's codes; the last seen in 2026-08
-_TOO_OFTEN_WAIT = 60.0  # seconds; as long as the clients we read wait
+_ASK_WAIT = 5.0  # seconds; less than the runner waits for a connection; these are our choice
+_TOO_OFTEN = {429, 100001, 100017}  # HTTP status, and QQ's codes; the last was seen in 2026-08
+_TOO_OFTEN_WAIT = 60.0  # seconds, as in the clients that we read
 _ASKS, _ASK_EVERY = 10, 30.0  # 10 at once, 2 a minute (live page of `/gateway`, 2026-07-22)
 _QQ = ".qq.com"  # where QQ's gateways are
 _pause = asyncio.sleep
 
 
 class Entrance:
-    """Where a bot's shards go in; an async context manager.
+    """How a bot's shards get to the gateway; an async context manager.
 
     Args:
-        http: for the lines.
-        api: to ask.
+        http: opens the lines.
+        api: answers `/gateway/bot`.
 
     Attributes:
-        pace: of the Identifies of all shards.
+        pace: paces the Identifies of all shards.
     """
 
     def __init__(self, http: Http, api: Api) -> None:
         self._http, self._api = http, api
-        # What `GET /gateway` answered wherever it is documented; for when it cannot be asked.
+        # What `GET /gateway` answers in every sample; used when we cannot ask.
         self._usual_url = api.base.replace("http", "ws", 1) + "/websocket/"
         self._lock = asyncio.Lock()  # around asking
         self._beside: asyncio.Task[None] | None = None  # asks, while a line is opened
@@ -79,7 +79,7 @@ class Entrance:
             await asyncio.wait([self._beside])
 
     async def suggested_shards(self, known: Callable[[], Awaitable[list[Shard]]]) -> list[Shard]:
-        """Return the shards that QQ suggests; those that were run before if it cannot be asked."""
+        """Return the shards that QQ suggests; if it does not answer, those that ran before."""
         while self._shards is None:
             if await self._ask():
                 break
@@ -90,10 +90,10 @@ class Entrance:
         return [(number, count) for number in range(count)]
 
     async def connect(self, known: str | None = None) -> tuple[AiohttpSocket, str]:
-        """Open a socket to the address that was told last, and return both.
+        """Open a socket to the latest known address; return the socket and the address.
 
         Args:
-            known: an address that was told to an earlier process; used only if it is QQ's.
+            known: the address that an earlier process used; ignored unless it is one of QQ's.
         """
         if self._url is None and known is not None and self._is_qq(known):
             self._url = known
@@ -109,24 +109,24 @@ class Entrance:
             raise
 
     def goes_on_with(self, shards: int) -> None:
-        """Note how many shards the bot has without having asked."""
+        """Note how many shards the bot runs without having asked QQ."""
         self._running = shards
 
     def greeted(self) -> None:
-        """Note that Hello came: the address is right."""
+        """Note that Hello came, so the address is right."""
         self._doubtful = False
 
     def _ask_beside(self) -> None:
-        """Ask while somebody goes on; who cannot go on without the answer asks for himself."""
+        """Ask in the background; whoever needs the answer calls `_ask` and waits."""
         if self._beside is None or self._beside.done():
             self._beside = asyncio.create_task(self._ask_alone(), name="qqbot_session:gateway")
 
     async def _ask_alone(self) -> None:
-        with contextlib.suppress(GatewayRefusedError):  # which the line meets, too, and raises
+        with contextlib.suppress(GatewayRefusedError):  # the line gets the same error and raises it
             await self._ask()
 
     async def _ask(self) -> bool:
-        """Ask, unless that is too often; return whether there is a new answer."""
+        """Ask unless it is too soon; return whether there is a new answer."""
         began = now()
         async with self._lock:
             if self.pace.asked_at >= began:  # another shard did
@@ -138,8 +138,6 @@ class Entrance:
             self._asks.append(asked)
             try:
                 self._learn(await self._api.request("GET", "/gateway/bot", wait=_ASK_WAIT))
-            except GatewayRefusedError:
-                raise
             except (*NO_ANSWER, ValueError) as error:
                 self._note_failure(error)
                 return False
@@ -157,31 +155,29 @@ class Entrance:
         say(logging.WARNING, text, describe(error), pause, extra=fields)
 
     async def _has_token(self) -> bool:
-        """Whether there is a token; that there is none is said where it is fetched."""
+        """Whether there is a token; a failure is logged where the token is fetched."""
         try:
             await self._api.tokens.get()
-        except NO_ANSWER as error:
-            if isinstance(error, GatewayRefusedError):
-                raise
+        except NO_ANSWER:
             return False
         return True
 
     def _learn(self, answer: Any) -> None:
-        """Take what QQ answered; what it leaves out is no limit."""
+        """Take QQ's answer; a limit that it leaves out is no limit."""
         fields = answer if isinstance(answer, Mapping) else {}
         url, shards = fields.get("url"), count(fields.get("shards"))
         if not isinstance(url, str) or not url.startswith(("ws://", "wss://")):
-            raise ValueError("the answer has no url")
+            raise ValueError("the answer has no gateway address")
         if not self._is_safe(url):
             raise ValueError(
-                f"the API is asked over TLS, but names a gateway without: {shown(url)}; "
-                "no token goes there"
+                f"the API was reached over TLS but names a gateway without TLS: {shown(url)}; "
+                "it gets no token"
             )
         if shards is not None and shards > MAX_SHARDS:
-            raise ValueError(f"{shards} shards are suggested, but {MAX_SHARDS} are the most")
+            raise ValueError(f"QQ suggests {shards} shards, but at most {MAX_SHARDS} are possible")
         self._url, self._shards, self._doubtful = url, shards, False
         if shards is not None and self._running not in (None, shards):
-            text = "QQ suggests %d shards; this bot resumed the session of %d and goes on with it"
+            text = "QQ suggests %d shards; this bot keeps its %d, whose session it resumed"
             extra = {"qqbot_reason": "shards", "qqbot_app": self._api.app_id}
             say(logging.INFO, text, shards, self._running, extra=extra)
         self.pace.learn(fields.get("session_start_limit"))
@@ -190,7 +186,7 @@ class Entrance:
         return url.startswith("wss://") or not self._api.base.startswith("https://")
 
     def _is_qq(self, url: str) -> bool:
-        """Whether an address from a record, which others may have written, may get the token."""
+        """Whether a token may go to an address from a record, which others may have written."""
         try:
             host, own = urlsplit(url).hostname or "", urlsplit(self._api.base).hostname or ""
         except ValueError:

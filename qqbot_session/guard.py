@@ -48,13 +48,13 @@ def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:
 
 
 def check_handler(name: str, handler: object, *arguments: str) -> None:
-    """Check that a handler can be called with these, and is a coroutine function.
+    """Check that a handler accepts these arguments and is a coroutine function.
 
-    What cannot be known is let through: objects with a `__call__`, functions that are not
-    Python's, and lambdas, which may return what an async function returns.
+    Anything that cannot be checked passes: objects with a `__call__`, functions not written in
+    Python, and lambdas, which may return a coroutine.
 
     Raises:
-        TypeError: it cannot; the error shows the right signature.
+        TypeError: it does not; the error shows the right signature.
     """
     if type(handler) is FunctionType and not vars(handler):  # seen without `inspect`, which is slow
         code = handler.__code__

@@ -1,14 +1,14 @@
-"""HTTP calls on aiohttp that keep their secrets and know their bounds (extra `bot`).
+"""HTTP calls on aiohttp that protect secrets and are bounded (extra `bot`).
 
 Rules:
 
-* A call goes where it was sent. No redirect is followed, by a call or a line: the token and the
-  secret are for one origin only, and never travel from TLS to plain.
-* An answer is read up to 1 MiB, before and after it is unpacked.
-* No frame, error or `repr` of ours holds a secret in the open, whatever the answer repeats of it:
-  an `Answer` shows nothing of itself, its error is masked and cut, and an error of aiohttp's loses
-  its request, which holds the headers, and the frames, which hold the response.
-* Lines have connections of their own, so that calls that hang do not keep them waiting.
+* Neither calls nor lines follow a redirect: the token and the secret are for one origin only, and
+  never go from TLS to plain text.
+* At most 1 MiB of an answer is read, both compressed and decompressed.
+* No frame, error or `repr` of ours shows a secret, even if the answer repeats it. An `Answer` hides
+  its body; the error made from it is masked and cut. An error from aiohttp loses its request, which
+  holds the headers, and its frames, which hold the response.
+* Each `Http` has connections of its own, so that hanging calls do not block lines.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .proxies import aiohttp_options, proxy_for
 from .words import MASK, shown, without
 
 MAX_BODY = 1024 * 1024
-"""Bytes of an answer that are read; a longer one is an error."""
+"""The most bytes of an answer that are read; a longer answer is an error."""
 
-_MESSAGE = 200  # characters of what an answer says
-_LOOKED_AT = 10_000  # characters in which secrets are looked for
+_MESSAGE = 200  # characters of an answer's message that are shown
+_LOOKED_AT = 10_000  # characters that are searched for secrets
 _NUMERIC = 4 | 1024  # AI_NUMERICHOST | AI_NUMERICSERV
-_CREDENTIALS = re.compile(  # whatever looks like one, known to us or not
+_CREDENTIALS = re.compile(  # whatever looks like one, whether or not we know it
     r"""((?:access_?token|client_?secret|app_?secret|authorization)\W{1,5}(?:(?:QQBot|Bearer)\s+)?)
     [\w.~+/=-]{4,}""",
     re.IGNORECASE | re.VERBOSE,
@@ -45,10 +45,10 @@ _Error = TypeVar("_Error", bound=BaseException)
 
 
 class Answer:
-    """What an endpoint answered; what the body says is in no `repr`, for it may repeat a secret.
+    """An endpoint's answer; no `repr` shows its body, which may repeat a secret.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
     """
 
     __slots__ = ("_body", "_location", "_reason", "_secrets", "_trace_id", "status")
@@ -66,7 +66,7 @@ class Answer:
 
     @property
     def value(self) -> Any:
-        """The decoded JSON whatever its type is said to be, `None` for nothing, or the text."""
+        """The decoded JSON, whatever the content type; `None` if empty; the text if not JSON."""
         text = self._body.decode(errors="replace")
         try:
             return _json.loads(text) if text.strip() else None
@@ -75,7 +75,7 @@ class Answer:
 
     @property
     def code(self) -> int | None:
-        """QQ's error code; `None` without one, or for 0."""
+        """QQ's error code; `None` if there is none, or if it is 0."""
         value = self.value
         code = value.get("code") if isinstance(value, Mapping) else None
         if isinstance(code, str) and code.isdecimal() and len(code) < 16:
@@ -87,7 +87,7 @@ class Answer:
         """Return the answer as an error.
 
         Args:
-            quote: whether to show a body that is not QQ's: HTML, or JSON without a message.
+            quote: whether to show a body that is not in QQ's form: HTML, or JSON without a message.
         """
         value = self.value
         fields = value if isinstance(value, Mapping) else {}
@@ -111,8 +111,8 @@ class Http:
     """The HTTP side of one bot; an async context manager.
 
     Args:
-        proxy: for everything; `None` = as the environment says.
-        calls: how many may be under way at once; 0 = no limit.
+        proxy: the proxy for everything; `None` = the one that the environment names.
+        calls: how many connections may be open at once; 0 = no limit.
     """
 
     def __init__(self, proxy: str | None = None, *, calls: int = 0) -> None:
@@ -143,29 +143,29 @@ class Http:
         headers: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
     ) -> Answer:
-        """Send a request and return the answer, whatever its status is.
+        """Send a request and return the answer, whatever its status.
 
         Args:
-            wait: seconds for all of it.
-            json: the body; secrets in it are `Secret`s, as in `headers`.
-            secrets: what must not be shown of the answer.
+            wait: seconds for the whole call.
+            json: the body; secrets in it, as in `headers`, are `Secret`s.
+            secrets: what must not appear in anything shown of the answer.
 
         Raises:
             ApiError: the answer is too long.
-            aiohttp.ClientError, OSError, TimeoutError: there is no answer.
+            aiohttp.ClientError, OSError, TimeoutError: there was no answer.
         """
         try:
             return await self._exchange(method, url, wait, json, headers or {}, secrets)
         except (aiohttp.ClientError, OSError, ApiError, asyncio.CancelledError) as error:
-            if type(error) is TimeoutError:  # aiohttp's says nothing
+            if type(error) is TimeoutError:  # aiohttp's has no message
                 raise TimeoutError(f"no answer within {wait:g} s") from None
-            raise bare(error) from None  # no frame below this one, where the response is at hand
+            raise bare(error) from None  # drops the frames below, which hold the response
 
     async def connect(self, url: str) -> AiohttpSocket:
         """Open a line to the gateway.
 
         Raises:
-            aiohttp.ClientError, OSError, TimeoutError: there is none to be had.
+            aiohttp.ClientError, OSError, TimeoutError: it cannot be opened.
         """
         try:
             return await connect(self._session, url, **{"proxy": None, **self._way(url)})
@@ -198,7 +198,7 @@ class Http:
 
 
 class _Resolver(AbstractResolver):
-    """aiohttp's look-ups, in threads of their own; see `network`."""
+    """Look up names for aiohttp in threads of their own; see `network`."""
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         return [
@@ -218,7 +218,7 @@ class _Resolver(AbstractResolver):
 
 
 def bare(error: _Error) -> _Error:
-    """Return the error without the request that it holds, and without its frames and causes."""
+    """Return the error without its request, frames and causes."""
     if isinstance(error, aiohttp.ClientResponseError):
         info = error.request_info
         nothing: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
@@ -239,7 +239,7 @@ async def _refuse_redirect(
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body, unpacked."""
+    """Return the decompressed body."""
     chunks, length = [], 0
     async for chunk in response.content.iter_any():
         length += len(chunk)
@@ -250,11 +250,11 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     if encoding in ("", "identity") or not body:
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise ApiError(response.status, None, f"the answer is packed as {shown(encoding, 20)}")
+        raise ApiError(response.status, None, f"unknown Content-Encoding {shown(encoding, 20)!r}")
     try:
         body = zlib.decompressobj(wbits=47).decompress(body, MAX_BODY + 1)  # 47: either of them
     except zlib.error as error:
-        raise aiohttp.ClientPayloadError(f"the answer cannot be unpacked: {error}") from None
+        raise aiohttp.ClientPayloadError(f"cannot decompress the answer: {error}") from None
     _check_length(response, len(body))
     return body
 

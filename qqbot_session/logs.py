@@ -1,12 +1,12 @@
-"""`say`: the one door that every log line of this package goes through.
+"""`say`: every log line of this package goes through here.
 
 Rules:
 
-* What stands in a line or in its `extra` is `shown`: escaped and cut. Numbers stay numbers, so that
-  they can be counted and compared.
+* Values in a line or its `extra` are made safe by `shown`: escaped and cut. Numbers stay numbers,
+  so that they can be counted and compared.
 * A traceback cannot forge a line or move a terminal's cursor either.
-* The record names the line that spoke, not this module.
-* Whatever the process's filters and handlers raise, a line is not worth a session.
+* The record names the place that logged, not this module.
+* What the process's filters and handlers raise is ignored: no log line is worth a session.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .words import shown, shown_lines
 LOG = logging.getLogger("qqbot_session")
 
 EXITS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What is no failure of whatever raised it, and is never held up."""
+"""Never taken for a failure, and never suppressed."""
 
 _LIMIT = 1000  # characters of a value; our choice
-_DEPTH = 100  # errors of a chain, or values of an `extra`, that are looked at
+_DEPTH = 100  # errors in a chain, or values in an `extra`, that are looked at
 
 
 def say(
@@ -42,12 +42,12 @@ def say(
 
     Args:
         level: as `logging` has it.
-        message: a literal of ours, in %-style.
+        message: a literal in %-style.
         args: its values.
-        exc_info: an error whose traceback to show, or true for the one being handled.
+        exc_info: an error whose traceback to show; `True` = the one being handled.
         extra: further attributes of the record.
-        stacklevel: 1 = the caller speaks, 2 = its caller, and so on.
-        logger: who speaks.
+        stacklevel: whom the record names: 1 = the caller, 2 = its caller, and so on.
+        logger: the logger to use.
     """
     try:
         if not logger.isEnabledFor(level):
@@ -70,7 +70,7 @@ def say(
 
 
 class _Shown:
-    """An object as a line may show it, whether by `%s` or by `%r`."""
+    """An object that is safe to show with `%s` and `%r`."""
 
     __slots__ = ("_value",)
 
@@ -85,14 +85,14 @@ class _Shown:
 
 
 def _value(value: object) -> object:
-    """Return a value for the message."""
+    """Return a safe value for the message."""
     if value is None or isinstance(value, int | float):
         return value
     return shown(value, _LIMIT) if type(value) is str else _Shown(value)
 
 
 def _field(value: object) -> object:
-    """Return a value for the record, the same object if there is nothing to hide in it."""
+    """Return a safe value for the record; the same object if it is safe already."""
     if isinstance(value, str):
         return value if value == (safe := shown(value, _LIMIT)) else safe
     if isinstance(value, Mapping):
@@ -103,10 +103,10 @@ def _field(value: object) -> object:
 
 
 def _traceback(error: BaseException) -> str:
-    """Return the traceback as `logging` shows it, but for what the errors in it say."""
+    """Return the traceback as `logging` shows it, with the errors' messages made safe."""
     text = "".join(traceback.format_exception(error)).rstrip("\n")
     for words in {words for each in _chain(error) for words in _words(each)}:
-        if not words.isprintable():  # no line of it begins at the margin, as a line of the log does
+        if not words.isprintable():  # indented, so that no line looks like a log line
             text = text.replace(words, words.replace("\n", "\n    | "))
     return shown_lines(text, _LIMIT)
 
@@ -118,7 +118,7 @@ def _words(error: BaseException) -> Iterator[str]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what a traceback shows of its causes."""
+    """Yield the error and the errors that its traceback shows with it."""
     left, seen = [error], set[int]()
     while left and len(seen) < _DEPTH:
         if id(error := left.pop()) in seen:

@@ -1,12 +1,12 @@
-"""Names looked up and addresses connected to, without waiting for anybody else.
+"""Look up names and connect to addresses without waiting for anyone else.
 
 Rules:
 
-* A look-up has a daemon thread of its own. Handlers that keep the loop's threads busy hold up no
-  line, and a resolver that hangs does not hold up the end of the process.
-* Addresses are tried a quarter of a second apart, IPv6 and IPv4 in turns (RFC 8305, Happy
-  Eyeballs), so that an address that leads nowhere costs no more than that. This works on every
-  event loop; `create_connection` of uvloop cannot do it.
+* Each look-up runs in a daemon thread of its own. Handlers that keep the loop's thread pool busy do
+  not delay a line, and a hanging resolver does not delay the end of the process.
+* Connection attempts start a quarter of a second apart and alternate between IPv6 and IPv4
+  (RFC 8305, Happy Eyeballs), so a dead address costs no more than that. This works on every event
+  loop; uvloop's `create_connection` cannot do it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ async def look_up(host: str, port: int, family: int = 0) -> list[Address]:
         family: only those of this family; 0 = all.
 
     Raises:
-        OSError: there are none to be had.
+        OSError: none can be found.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Address]] = loop.create_future()
@@ -61,10 +61,10 @@ async def look_up(host: str, port: int, family: int = 0) -> list[Address]:
 
 
 async def dial(host: str, port: int) -> socket.socket:
-    """Return a TCP socket that is connected to the host, whichever of its addresses answers first.
+    """Return a TCP socket connected to whichever of the host's addresses answers first.
 
     Raises:
-        OSError: none does.
+        OSError: none of them does.
     """
     addresses = _in_turns(await look_up(host, port))
     attempts: list[asyncio.Task[socket.socket]] = []
@@ -93,7 +93,7 @@ def _look_up(host: str, port: int, family: int) -> list[Address]:
 
 
 def _in_turns(addresses: Sequence[Address]) -> list[Address]:
-    """Return them in turns of their families, the resolver's first choice first."""
+    """Return them alternating between families, starting with the resolver's first choice."""
     families = dict.fromkeys(address[0] for address in addresses)
     groups = [[address for address in addresses if address[0] == each] for each in families]
     return [address for address in chain(*zip_longest(*groups)) if address is not None]
@@ -114,7 +114,7 @@ async def _connect(address: Address) -> socket.socket:
 async def _first(
     attempts: Sequence[asyncio.Task[socket.socket]], patience: float | None
 ) -> asyncio.Task[socket.socket] | None:
-    """Return the attempt that succeeded; none once all failed or, if any is left, in time."""
+    """Return the first attempt that succeeds; `None` if all fail or the time is over."""
     loop = asyncio.get_running_loop()
     end = None if patience is None else loop.time() + patience
     while pending := [attempt for attempt in attempts if not attempt.done()]:

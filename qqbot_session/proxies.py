@@ -1,12 +1,12 @@
-"""Which proxy leads to an address: one answer for the token, the API and the line of a bot.
+"""Which proxy to use for an address: the same answer for a bot's token, API and line.
 
 Rules:
 
-* `HTTPS_PROXY` is for `https://` and `wss://`, `HTTP_PROXY` for `http://` and `ws://`, and
-  `NO_PROXY` names what needs none, as `urllib` reads them, in capitals or not; a network in
-  `NO_PROXY`, such as `10.0.0.0/8`, counts as well.
-* A proxy that is named in an argument is for everything.
-* A proxy's address may hold a password: it is a `Secret`.
+* `HTTPS_PROXY` applies to `https://` and `wss://`, `HTTP_PROXY` to `http://` and `ws://`, and
+  `NO_PROXY` lists exceptions, read as `urllib` reads them, in upper or lower case. A network in
+  `NO_PROXY`, such as `10.0.0.0/8`, works too.
+* A proxy given as an argument applies to everything.
+* A proxy's address may contain a password, so it is a `Secret`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCHEMES = {"ws": "http", "wss": "https"}
 
 
 def proxy_for(url: str) -> Secret | None:
-    """Return the proxy that the environment names for this address, `None` for the direct way.
+    """Return the proxy that the environment names for this address; `None` = connect directly.
 
     Raises:
         ValueError: it is not the address of an HTTP proxy.
@@ -77,10 +77,11 @@ def check_proxy(name: str, proxy: object) -> Secret:
 
 
 def aiohttp_options(url: str, proxy: str | None) -> dict[str, Any]:
-    """Return the options of a request that goes to the address through the proxy.
+    """Return aiohttp's options for a request to the address through the proxy.
 
-    The proxy's password goes into a header, for aiohttp shows a proxy's address in its errors. By
-    `CONNECT` that is a header for the proxy alone; without TLS the request itself is the proxy's.
+    The password goes into a header because aiohttp's errors show the proxy's address. With TLS,
+    only the proxy gets that header, with `CONNECT`; without TLS, it is part of the request, which
+    the proxy reads anyway.
     """
     if proxy is None:
         return {}

@@ -1,14 +1,14 @@
-"""Text from outside, made safe to show: in a log line, an error, a `repr`, on a terminal.
+"""Make text from outside safe to show in a log line, an error, a `repr` or on a terminal.
 
 Rules:
 
-* Whatever somebody else wrote (an id, an event's type, a close reason, an HTTP body, a record) is
-  one line when it is shown: what does not print is escaped, and what is long is cut.
-* A secret is a `Secret` from the moment it arrives. Its `repr` is masked, because error reporters
-  (Sentry, loguru, rich) show the `repr` of every local variable of a traceback.
+* Anything that someone else wrote (an id, an event type, a close reason, an HTTP body, a record) is
+  shown on one line: unprintable characters are escaped, and long text is cut.
+* A secret becomes a `Secret` as soon as it arrives. Its `repr` is masked, because error reporters
+  (Sentry, loguru, rich) show the `repr` of every local variable in a traceback.
 * Text that may repeat a secret goes through `without` before it is shown.
 
-Pure: no I/O, no clock, no log.
+Pure: no I/O, no clock, no logging.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from collections.abc import Iterable
 from typing import Any
 
 MASK = "***"
-"""What is shown in place of a secret."""
-_SHORTEST = 4  # characters; what is shorter stands in any text, and is no secret
+"""Shown in place of a secret."""
+_SHORTEST = 4  # characters; anything shorter occurs in any text
 
 
 def shown(value: object, limit: int = 200) -> str:
-    r"""Return the text of a value on one line, as a log or a terminal may show it.
+    r"""Return a value's text on one line, safe for a log or a terminal.
 
-    Control characters, line ends, marks that turn the direction of writing, and whatever else does
-    not print are escaped as Python escapes them: `\n`, `\x1b`, `\u202e`.
+    Control characters, line breaks, direction marks and everything else that is not printable are
+    escaped as in Python: `\n`, `\x1b`, `\u202e`.
 
     Args:
         value: anything; its `str` is shown, or the name of its type if that raises.
-        limit: characters; a longer text is cut, and ends in `…`.
+        limit: characters; longer text is cut and ends in `…`.
     """
     try:
         text = str(value)
@@ -43,7 +43,7 @@ def shown(value: object, limit: int = 200) -> str:
 
 
 def shown_lines(text: str, limit: int = 500) -> str:
-    """Return a text of many lines, such as a traceback, each of them as `shown` shows it."""
+    """Return text of several lines, such as a traceback, with each line made safe by `shown`."""
     return "\n".join(shown(line.replace("\t", "    "), limit) for line in text.split("\n"))
 
 
@@ -54,10 +54,10 @@ def _escaped(character: str) -> str:
 
 
 class Secret(str):
-    """A secret: its text for whoever uses it, a mask for whoever looks at it.
+    """A secret that can be used like any string but has a masked `repr`.
 
-    `str(secret)` and every method return plain text, but for `+` and slices, which make another
-    `Secret`. Programs that show variables take their `repr`, some of them of a slice.
+    `str(secret)` and the methods return plain text; `+` and slices return another `Secret`, since
+    some programs show the `repr` of a slice.
     """
 
     __slots__ = ()
@@ -76,7 +76,7 @@ class Secret(str):
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """Return the text with each secret in it masked, also as JSON or a URL would write it."""
+    """Return the text with each secret masked, also where JSON or a URL has encoded it."""
     from urllib.parse import quote  # costs a probe of ours a tenth of its time
 
     for secret in secrets:

@@ -2,9 +2,9 @@
 
 Rules:
 
-* The line takes the same way as the bot's HTTP calls: directly, or through the proxy that the
-  environment names.
-* A redirect is an error: the token would go to whoever it names.
+* The line connects as the bot's HTTP calls do: directly, or through the proxy that the environment
+  names.
+* A redirect is an error, because the token would go where it leads.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class AiohttpSocket:
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self._ws = ws
-        # aiohttp has no public way to end a line without saying goodbye.
+        # aiohttp has no public way to drop a connection without a close handshake.
         self._response = getattr(ws, "_response", None)
         connection = getattr(self._response, "connection", None)
         self._transport = getattr(connection, "transport", None)
 
     def refuse_redirect(self) -> None:
-        """Cut the line and raise a `ClientError` if it leads to where a redirect led."""
+        """Drop the line and raise a `ClientError` if a redirect was followed."""
         if getattr(self._response, "history", ()):
             if self._transport is not None:
                 self._transport.abort()
@@ -44,7 +44,7 @@ class AiohttpSocket:
         await self._ws.send_str(frame)
 
     async def receive(self) -> str | bytes | None:
-        """Return the next frame, `None` after the last; to be cancelled loses no frame."""
+        """Return the next frame, `None` after the last. Cancelling this loses no frame."""
         message = await self._ws.receive()
         if message.type in _DATA:
             return message.data  # type: ignore[no-any-return]
@@ -53,7 +53,7 @@ class AiohttpSocket:
         return None
 
     async def close(self, code: int, /) -> int | None:
-        """Close if it is open; cancelled, cut the line. Return the code it ended with."""
+        """Close it if it is open; if cancelled, drop it. Return the code that it ended with."""
         ours = not self._ws.closed
         try:
             await self._ws.close(code=code)
@@ -73,7 +73,7 @@ async def connect(http: aiohttp.ClientSession, url: str, **options: Any) -> Aioh
         options: for `ClientSession.ws_connect`, such as `proxy`.
 
     Raises:
-        aiohttp.ClientError, OSError, TimeoutError: there is none to be had.
+        aiohttp.ClientError, OSError, TimeoutError: it cannot be opened.
         ValueError: the environment names a proxy that cannot be used.
     """
     # Undecoded, a text frame that is not UTF-8 is one skipped frame, and not the end of the line.

@@ -1,7 +1,7 @@
 """The `Socket` of `ShardRunner` on httpx-ws, which qq-botpy-sdk brings.
 
-Its argument `max_message_size_bytes` is the size of a read, not of a message, and over TLS each
-read takes as much memory (0.9.0). So it stays small, and the bytes of a message are counted here.
+Its argument `max_message_size_bytes` is the size of a read, not of a message, and over TLS every
+read allocates that much (0.9.0). So we keep it small and count the bytes of each message here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _READ = 65_536  # bytes; httpx-ws' own default
 
 
 class _Bounded:
-    """A network stream that fails once a message is too long.
+    """A network stream that fails when a message is too long.
 
     Attributes:
-        bytes: read since the last message.
+        bytes: bytes read since the last message.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -46,8 +46,8 @@ class _Bounded:
 class HttpxWsSocket:
     """An `httpx_ws.AsyncWebSocketSession` as `qqbot_session.shard.Socket`.
 
-    The session ends its tasks by cancelling whoever opened it, so it is opened in a task of its
-    own: the runner takes a cancellation for a wish to end.
+    A session ends its tasks by cancelling the task that opened it, so it is opened in a task of its
+    own: the runner would take the cancellation as a request to stop.
     """
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ class HttpxWsSocket:
         self._life = asyncio.create_task(self._live(url, options))
 
     async def opened(self) -> None:
-        """Wait until it is open; raise what hinders it."""
+        """Wait until it is open; raise whatever prevents that."""
         try:
             await self._ws
         except BaseException:
@@ -69,11 +69,11 @@ class HttpxWsSocket:
         await self._ws.result().send_text(frame)
 
     async def receive(self) -> str | bytes | None:
-        """Return the next frame, `None` after the last; to be cancelled loses no frame."""
+        """Return the next frame, `None` after the last. Cancelling this loses no frame."""
         return await self._frames.get()
 
     async def close(self, code: int, /) -> int | None:
-        """Close if it is open; return the code it ended with."""
+        """Close it if it is open; return the code that it ended with."""
         try:
             if not self._life.done():
                 await self._ws.result().close(code)
@@ -91,7 +91,7 @@ class HttpxWsSocket:
             ):
                 self._ws.set_result(ws)
                 await self._read(ws)
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for the line
+        except Exception as error:  # noqa: BLE001 - raised by `opened`
             if self._ws.done():
                 say(logging.DEBUG, "httpx-ws: %r", error)
             else:
@@ -116,7 +116,7 @@ class HttpxWsSocket:
 
 
 def _way(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that say how to get there: as the bot's HTTP calls do."""
+    """Return the options for connecting as the bot's HTTP calls do."""
     if {"proxy", "mounts", "transport"} & options.keys():
         return {}
     if (proxy := proxy_for(url)) is not None:

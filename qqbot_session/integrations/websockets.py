@@ -2,10 +2,10 @@
 
 Rules:
 
-* The line takes the same way as the bot's HTTP calls: directly, or through the proxy that the
-  environment names. Addresses are dialled here, so that Happy Eyeballs work on every event loop.
-* No redirect is followed: the token would go to whoever it names.
-* The library's DEBUG lines, which show each frame and so the token, stay off for these lines.
+* The line connects as the bot's HTTP calls do: directly, or through the proxy that the environment
+  names. We open the TCP connection, so that Happy Eyeballs work on every event loop.
+* No redirect is followed, because the token would go where it leads.
+* websockets' DEBUG messages stay off for these lines: they show every frame, and so the token.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ _PROXIES = "proxy" in inspect.signature(_Connect.__init__).parameters  # since 1
 
 
 class _Logger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic since 3.11, for checkers
-    """websockets' logger without its DEBUG lines."""
+    """websockets' logger without DEBUG messages."""
 
     def isEnabledFor(self, level: int) -> bool:
         return level > logging.DEBUG and super().isEnabledFor(level)
 
 
 class _Connection(ClientConnection):
-    """A connection that ends when the close frame comes.
+    """A connection that ends when the close frame arrives.
 
-    websockets waits until the peer closes TCP, too, which a gateway behind a balancer may never do.
+    websockets also waits for the peer to close TCP, which a gateway behind a load balancer may
+    never do.
     """
 
     _said_goodbye = False
@@ -67,7 +68,7 @@ class WebsocketsSocket:
         await self._ws.send(frame)
 
     async def receive(self) -> str | bytes | None:
-        """Return the next frame, `None` after the last; to be cancelled loses no frame."""
+        """Return the next frame, `None` after the last. Cancelling this loses no frame."""
         try:
             # Undecoded, a text frame that is not UTF-8 is one skipped frame, and not a dead line.
             return await self._ws.recv(decode=False)
@@ -75,7 +76,7 @@ class WebsocketsSocket:
             return None
 
     async def close(self, code: int, /) -> int | None:
-        """Close if it is open; cancelled, cut the line. Return the code it ended with."""
+        """Close it if it is open; if cancelled, drop it. Return the code that it ended with."""
         try:
             await self._ws.close(code)
         finally:
@@ -88,11 +89,12 @@ async def connect(url: str, **options: Any) -> WebsocketsSocket:
 
     Args:
         url: the gateway's address, as `GET /gateway` tells it.
-        options: for `websockets.asyncio.client.connect`. Its own pings are off unless asked for:
-            the gateway's heartbeats see whether the line lives.
+        options: for `websockets.asyncio.client.connect`. Its own pings are off by default: the
+            gateway's heartbeats show whether the line is alive.
 
     Raises:
-        OSError, TimeoutError, websockets.exceptions.WebSocketException: there is none to be had.
+        OSError, TimeoutError, websockets.exceptions.WebSocketException: it cannot be
+            opened.
         ValueError: the environment names a proxy that cannot be used.
     """
     defaults = {
@@ -109,10 +111,10 @@ async def connect(url: str, **options: Any) -> WebsocketsSocket:
 
 
 async def _way(url: str) -> dict[str, Any]:
-    """Return the option that says how to get there."""
+    """Return the option that decides how to connect."""
     if (proxy := proxy_for(url)) is not None:
         if not _PROXIES:
-            raise ValueError("a proxy needs websockets 15 or later")
+            raise ValueError("using a proxy needs websockets 15 or later")
         return {"proxy": proxy}
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "wss" else 80)
