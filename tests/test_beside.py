@@ -132,7 +132,7 @@ async def test_the_first_signal_ends_every_bot_of_the_process_in_order(
     assert {client.close_code for client in qq.clients} == {4000}
 
 
-@pytest.mark.parametrize("loop", ["uvloop"])
+@pytest.mark.parametrize("loop", ["uvloop", "rloop"])
 @pytest.mark.parametrize("scenario", ["two_bots", "handler_of_the_loop"])
 async def test_on_another_loop_signals_do_the_same(
     loop: str, scenario: str, qq: LocalGateway, tmp_path: Path
@@ -143,7 +143,7 @@ async def test_on_another_loop_signals_do_the_same(
     async with running(qq, tmp_path, scenario, loop) as program:
         program.process.send_signal(TERM)
         assert await program.end() == 0, program.said
-    assert program.words()[-1] == "returned"
+    assert "returned" in program.words()  # rloop warns of sockets of its own behind that
     assert program.words().count("own") == 2 * (scenario == "handler_of_the_loop")
 
 
