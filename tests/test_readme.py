@@ -355,10 +355,10 @@ async def test_the_runner_keeps_its_line_up(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(block_with("async def run_shard", OWN_LOOP), "own-loop.md", "exec"), names)
-    seen: list[str] = []
+    seen = asyncio.Event()
 
     async def handle(event: Dispatch) -> None:
-        seen.append(event.data["content"])
+        seen.set()
 
     async with LocalGateway() as qq:
         token = await fetch_token(qq)
@@ -370,7 +370,7 @@ async def test_the_runner_keeps_its_line_up(
         await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
         await qq.close(4009)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
-        await qq.wait_for(lambda _: seen)
+        await asyncio.wait_for(seen.wait(), 20)
         running.cancel()
         await asyncio.wait([running])
 
