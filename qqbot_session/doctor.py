@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
 from .storages import FileStorage, Storage, foreign
+from .storages.holders import held_in_words
 from .storages.places import LEFT_OVER, open_to_others
 
 Level = Literal["ok", "note", "problem"]
@@ -353,5 +354,4 @@ async def _ask_database(storage: Any) -> AsyncIterator[Finding]:
         text = "the volume has no shared memory maps, which SQLite's write-ahead log needs"
         advice = "Writes are slow here, and wait for reads: use a local disk, or a directory."
         yield Finding("problem", "volume", text, advice)
-    names = list(found.held)
-    yield Finding("ok", "leases", f"{len(names)} held: {_some(names)}" if names else "none held")
+    yield Finding("ok", "leases", held_in_words(found.held))

@@ -24,7 +24,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
@@ -32,6 +31,7 @@ from .errors import LeaseLostError, StoreClosedError
 from .guard import TASK_NAME, Patience, begin, outcome
 from .logs import say
 from .storages.base import LeasingStorage, Storage
+from .storages.holders import new_token
 
 _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
 
@@ -49,7 +49,7 @@ class Lease:
         self.account_id = account_id
         self.ttl = ttl
         self.lost: str | None = None
-        self._token = secrets.token_hex(16)
+        self._token = new_token()
         self._next = 0.0  # when to renew it, in the loop's time
         self._end: asyncio.TimerHandle | None = None
         self._body: asyncio.Task[object] | None = None

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -137,10 +138,45 @@ def test_list_counts(run: Run, sessions: Path) -> None:
     counts = run("list", "--summary", "--json").json
     assert counts == {
         "records": 7, "resumes": 3, "expired": 1, "no session": 1, "corrupt": 1, "stranger": 0,
-        "not a file": 1, "resumes_by_age": {"60": 2, "300": 3, "3600": 3, "86400": 3},
+        "not a file": 1, "leased": 0, "resumes_by_age": {"60": 2, "300": 3, "3600": 3, "86400": 3},
     }  # fmt: skip
     assert "3 resumes: 2 up to 60 s old, 1 up to 5 min old" in run("list", "--summary").out
     assert "1 records" in run("list", "--summary", "*-2").out
+
+
+def test_list_says_who_holds_a_lease_and_nobody_does_once_it_is_given_up(
+    run: Run, tmp_path: Path
+) -> None:
+    database = f"sqlite:{tmp_path / 'sessions.db'}"
+    before = int(time.time())
+
+    async def hold() -> tuple[Any, str, Any]:
+        async with AsyncSessionStore(database) as store, store.lease("shop-1"):
+            await store.save(STATES[0])
+            await store.flush()
+            rows = await asyncio.to_thread(
+                lambda: run("list", "--leases", "--json", storage=database)
+            )
+            text = await asyncio.to_thread(lambda: run("list", "--leases", storage=database))
+            found = await asyncio.to_thread(lambda: run("doctor", "--json", storage=database))
+        return rows.json, text.out, found.json
+
+    rows, text, found = asyncio.run(hold())
+    (row,) = rows
+    assert (row["account"], row["process"]) == ("shop-1", os.getpid())
+    assert row["host"] == socket.gethostname()
+    assert before <= row["since"] <= time.time()
+    assert text.splitlines()[0].split() == ["ACCOUNT", "HOST", "PROCESS", "SINCE"]
+    (leases,) = [each["text"] for each in found if each["subject"] == "leases"]
+    assert leases.startswith(
+        f"1 held: shop-1 ({socket.gethostname()}, process {os.getpid()}, since"
+    )
+    assert run("list", "--leases", "--json", storage=database).json == []
+    (leases,) = [
+        f for f in run("doctor", "--json", storage=database).json if f["subject"] == "leases"
+    ]
+    assert leases["text"] == "none held"
+    assert run("list", "--leases").code == 2  # files have none
 
 
 def test_show_gives_the_hint_that_why_gives(run: Run) -> None:

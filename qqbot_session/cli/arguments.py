@@ -133,6 +133,9 @@ def _add_looking(command: _Command) -> None:
         choices=STATUSES,
         help="only records of this status; may be given more than once",
     )
+    listed.add_argument(
+        "--leases", action="store_true", help="who holds which account's lease instead"
+    )
     listed.add_argument("--summary", action="store_true", help="only count them")
     listed.add_argument("--sort", choices=("account", "age", "seq"), default="account")
     command("show", "looking:show", "Show an account's record.").add_argument("account")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..judging import LoadReason, Verdict, inspect, judge
 from . import terminal
-from .codes import DONE, NEGATIVE
+from .codes import DONE, NEGATIVE, UsageError
 from .rows import COLOURS, STATUSES, Row, account_id, judged, row, scanned
 from .terminal import out, out_json, say, short
 
@@ -26,13 +26,16 @@ async def list_sessions(storage: Storage, options: argparse.Namespace) -> int:
     """Print what the storage holds."""
     import fnmatch
 
+    if options.leases:
+        return await _list_leases(storage, options)
     rows = [
         found
         async for _, _, found in scanned(storage, options.max_age)
         if fnmatch.fnmatchcase(found.account, options.pattern)
     ]
     if options.summary:
-        return _summarise(rows, options)
+        leases = [name for name, _ in await _held(storage, options.pattern) or ()]
+        return _summarise(rows, len(leases), options)
     wanted = STATUSES if options.all else tuple(options.status or ["resumes"])
     chosen = sorted((r for r in rows if r.status in wanted), key=ORDERS[options.sort])
     if options.json:
@@ -53,9 +56,47 @@ ORDERS: dict[str, Callable[[Row], tuple[Any, ...]]] = {
 }
 
 
-def _summarise(rows: Sequence[Row], options: argparse.Namespace) -> int:
+async def _held(storage: Storage, pattern: str) -> list[tuple[str, str]] | None:
+    """Return accounts and tokens of the leases that are held; `None` where there are no leases."""
+    import fnmatch
+
+    if not hasattr(storage, "held"):
+        return None
+    return [each async for each in storage.held() if fnmatch.fnmatchcase(each[0], pattern)]
+
+
+async def _list_leases(storage: Storage, options: argparse.Namespace) -> int:
+    from ..storages.holders import holder_of
+
+    held = await _held(storage, options.pattern)
+    if held is None:
+        raise UsageError("files have no leases; SQLite and Redis have")
+    rows = [(account, holder_of(token)) for account, token in sorted(held)]
+    if options.json:
+        names = ("host", "process", "since")
+        out_json(
+            [
+                {"account": account} | {name: getattr(who, name, None) for name in names}
+                for account, who in rows
+            ]
+        )
+    elif rows:
+        cells = [
+            (account, who.host, str(who.process), terminal.moment(who.since) or "-")
+            if who
+            else (account, "-", "-", "-")
+            for account, who in rows
+        ]
+        terminal.out_table(("ACCOUNT", "HOST", "PROCESS", "SINCE"), cells)
+    else:
+        say("no leases are held")
+    return DONE
+
+
+def _summarise(rows: Sequence[Row], leased: int, options: argparse.Namespace) -> int:
     """Print how many records there are of each status, and how old those are that resume."""
     counts = {status: sum(r.status == status for r in rows) for status in STATUSES}
+    counts["leased"] = leased
     ages = [abs(r.age) for r in rows if r.status == "resumes" and r.age is not None]
     steps = {limit: sum(a <= limit for a in ages) for limit in _AGES}
     if options.json:

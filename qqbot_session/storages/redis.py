@@ -531,14 +531,17 @@ class RedisStorage:
             kind = ", a cluster behind one address"
         return kind, offset + time.monotonic() - time.time()
 
-    async def held(self) -> AsyncIterator[str]:
-        """Yield the accounts whose lease somebody holds."""
+    async def held(self) -> AsyncIterator[tuple[str, str]]:
+        """Yield each account whose lease somebody holds, and the lease's token."""
         here = self._here()
         async for keys in self._keys(here, _LEASE):
             held = await self._read(here, keys)
             for key, token in zip(keys, held, strict=True):
                 if isinstance(token, bytes) and token:  # not one that was given up
-                    yield self._account_of(key.removesuffix(_LEASE))
+                    yield (
+                        self._account_of(key.removesuffix(_LEASE)),
+                        token.decode("utf-8", "replace"),
+                    )
 
     # Keys: an id is quoted, so that whatever it holds it is one hash tag, and nothing to MATCH.
 

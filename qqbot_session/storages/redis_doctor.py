@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from ..state import SessionState, encode
+from .holders import held_in_words
 from .redis_client import is_cluster
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Said = tuple[str, str, str, str]  # level, subject, text, advice
 
 _SKEW = 5.0  # seconds
-_SHOWN = 3  # names in one line
 _REFUSALS = ("NOPERM", "permission", "NOAUTH", "WRONGPASS", "uthenti", "username", "can't run")
 
 COMMANDS = (
@@ -133,14 +133,10 @@ async def _replicas(client: Any) -> AsyncIterator[Said]:
 
 async def _leases(storage: RedisStorage) -> Said:
     try:
-        names = sorted([name async for name in storage.held()])
+        held = sorted([each async for each in storage.held()])
     except Exception as error:  # noqa: BLE001 - see above
         return "note", "leases", f"cannot be listed: {error}", ""
-    if not names:
-        return "ok", "leases", "none held", ""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    shown = ", ".join(ascii(name)[1:-1] for name in names[:_SHOWN])
-    return "ok", "leases", f"{len(names)} held: {shown}{more}", ""
+    return "ok", "leases", held_in_words(held), ""
 
 
 def _text(value: object) -> str:

@@ -68,7 +68,7 @@ _MAY_WRITE = (  # `column2` is the writer's token: the lease's, or NULL where no
     "column2 IS (SELECT token FROM leases WHERE account_id = column1"
     f" AND (token = column2 OR ({_HELD})))"
 )
-_HOLDERS = f"SELECT account_id FROM leases WHERE token != '' AND {_HELD} ORDER BY account_id"
+_HOLDERS = f"SELECT account_id, token FROM leases WHERE token != '' AND {_HELD} ORDER BY account_id"
 _HOLDER = f"SELECT token, ends, {_HELD} FROM leases WHERE account_id = ?"
 _ACQUIRE = (
     "INSERT INTO leases VALUES (:id, :token, now() + :ttl, :ttl)"
@@ -92,13 +92,13 @@ class Examination:
     Attributes:
         journal: SQLite's journal mode: `wal`, or `delete` where a volume has no shared memory.
         damage: what is wrong with the database; empty if it is intact.
-        held: the accounts whose leases somebody holds, in order.
+        held: each account whose lease somebody holds, in order, and the lease's token.
         shares_memory: whether the volume lets processes share memory, as `wal` needs.
     """
 
     journal: str
     damage: str
-    held: tuple[str, ...]
+    held: tuple[tuple[str, str], ...]
     shares_memory: bool
 
 
@@ -215,6 +215,11 @@ class SqliteStorage:
         """Give the lease up."""
         await self._hop("writer", self._release, account_id, token)
 
+    async def held(self) -> AsyncIterator[tuple[str, str]]:
+        """Yield each account whose lease somebody holds, and the lease's token."""
+        for each in await self._hop("reader", self._held):
+            yield each
+
     async def examine(self) -> Examination | None:
         """Look for damage, which reads all of it; `None` if there is no database.
 
@@ -270,6 +275,12 @@ class SqliteStorage:
         rows, behind = self._database.run("reader", read, nothing)
         return [(id_, data) for _, id_, data in rows if is_of(id_, data)], behind
 
+    def _held(self) -> list[tuple[str, str]]:
+        def ask(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+            return list(connection.execute(_HOLDERS))
+
+        return self._database.run("reader", ask, [])
+
     def _examine(self) -> Examination | None:
         def examine(connection: sqlite3.Connection) -> Examination:
             real = os.path.realpath(self.path)
@@ -277,7 +288,7 @@ class SqliteStorage:
             return Examination(
                 journal="wal" if has_log(real) else "delete",
                 damage="" if answer == "ok" else answer,
-                held=tuple(id_ for (id_,) in connection.execute(_HOLDERS)),
+                held=tuple(connection.execute(_HOLDERS)),
                 shares_memory=shares_memory(os.path.dirname(real)),
             )
 
