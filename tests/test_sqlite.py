@@ -916,6 +916,24 @@ async def test_looking_where_nobody_writes_leaves_nothing_beside(
     assert await storage.read("a") == b"c"
 
 
+async def test_a_bot_that_reads_and_writes_in_turn_keeps_its_connections(
+    storage: SqliteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await storage.commit({"a": b"a"})
+    await storage.aclose()
+    opened: list[object] = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **kwargs: opened.append(args) or connect(*args, **kwargs)
+    )
+    counts = []
+    for number in range(5):
+        assert await storage.read("a") is not None
+        assert await storage.commit({"a": b"%d" % number}) == {}
+        counts.append(len(opened))
+    assert counts[1:] == [counts[1]] * 4
+
+
 async def test_one_bad_row_empties_no_listing(storage: SqliteStorage, path: Path) -> None:
     # promise 27
     await storage.commit({"a": b"a"})

@@ -148,7 +148,10 @@ class Database:
             try:
                 return self._attempt(name, work, missing)
             except _ReplacedError:
-                self._part()
+                if (opened := self._open.get(name)) and opened.still:
+                    self.close(name)  # somebody writes now, as our own writer may
+                else:
+                    self._part()
             except sqlite3.DatabaseError as error:
                 if _code(error) in _BUSY:
                     raise
