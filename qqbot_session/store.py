@@ -40,6 +40,7 @@ from .judging import (
     account_of_key,
     inspect,
     is_expired,
+    is_stranger,
     judge,
     shown_key,
 )
@@ -413,7 +414,8 @@ class AsyncSessionStore:
         """Remove expired and corrupt records, and left-overs of interrupted writes.
 
         Accounts with unsaved state are skipped, and so is what cannot be read or removed. A record
-        that another process renews meanwhile stays (`FileStorage.discard` says how).
+        that another process renews meanwhile stays (`FileStorage.discard` says how). A file that
+        bears a record's name and never was one is left: `qqbot-session cleanup --yes` removes it.
 
         Returns:
             How many records were removed.
@@ -829,7 +831,7 @@ class AsyncSessionStore:
     def _is_garbage(self, key: str, data: bytes) -> bool:
         found = inspect(account_of_key(key), data)
         if found.state is None:
-            return found.reason is LoadReason.CORRUPT
+            return found.reason is LoadReason.CORRUPT and not is_stranger(key, data)
         account = self._ledger.accounts.get(found.state.account_id)
         is_unsaved = account is not None and account.unsaved
         return not is_unsaved and is_expired(found.state, self._now(), self._max_age)
