@@ -180,6 +180,10 @@ async def run_bot(
     token_url = token_url or TOKEN_URL
     proxy = _check_way(proxy, api_url=api_url, token_url=token_url)
 
+    lines = partial(
+        _Lines, handle=handle, intents=intents, sandbox=sandbox, ttl=ttl, options=options
+    )
+
     async def live() -> None:
         async with contextlib.AsyncExitStack() as stack:
             store = sessions
@@ -195,17 +199,7 @@ async def run_bot(
             bot = Bot(app_id, Api(calls, app_id, api_url, tokens))
             await stack.enter_async_context(entrance)
             await stack.enter_async_context(_beside(started, bot))
-            await _Lines(
-                store=store,
-                bot=bot,
-                tokens=tokens,
-                entrance=entrance,
-                handle=handle,
-                intents=intents,
-                sandbox=sandbox,
-                ttl=ttl,
-                options=options,
-            ).run(wanted)
+            await lines(store=store, bot=bot, tokens=tokens, entrance=entrance).run(wanted)
 
     await run_until_stopped(live(), signals=signals)
 
