@@ -130,11 +130,14 @@ class Adapter(qq.Adapter):
         if self._qqbot_answers is not None:
             run_postprocessor(_note_matcher)
         self.driver.on_shutdown(self._qqbot_end_lines)  # registered last, so it runs first
-        _tell(logging.INFO, f"the sessions are kept in {self._qqbot_store!r}")
+        self._qqbot_told = False  # where the sessions are kept
         await super().startup()
 
     async def shutdown(self) -> None:
         """End the lines if they have not ended yet, cancel what is left, and save."""
+        if not hasattr(self, "_qqbot_store"):  # `startup` never ran: a plugin failed before
+            await super().shutdown()
+            return
         await self._qqbot_end_lines()
         await super().shutdown()
         await self._qqbot_store.aclose()
@@ -155,7 +158,7 @@ class Adapter(qq.Adapter):
         del bot_info  # it shows its secret, and tracebacks show variables
         self._qqbot_paces.setdefault(bot.self_id, Pace(partial(self._qqbot_ask, bot)))
         told = await self._qqbot_gateway_of(bot)
-        if told is None:
+        if told is None or self._qqbot_ending:
             return
         address, count = told
         url = getattr(self.qq_config, "qq_custom_gateway_url", None) or URL(address)
@@ -223,6 +226,9 @@ class Adapter(qq.Adapter):
 
     async def _qqbot_runner(self, bot: Bot, ws_url: URL, shard: tuple[int, int]) -> ShardRunner:
         gateway = await self._qqbot_open(bot, shard)
+        if not self._qqbot_told:  # a relative directory is known by now
+            self._qqbot_told = True
+            _tell(logging.INFO, f"the sessions are kept in {self._qqbot_store!r}")
         loaded = self._qqbot_loads.get(gateway.account_id)
         shard_log = Console(gateway.account_id, "en", _tell, loaded=loaded)
 
