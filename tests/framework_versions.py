@@ -112,7 +112,7 @@ def find(name: str) -> Found:
                 return asyncio.run(_run(environment, framework, error))
         finally:
             shutil.rmtree(frameworks.DIRECTORY / environment, ignore_errors=True)
-    return Found(python="", sentence=error)
+    return Found(python="3.11, 3.12", sentence=error)
 
 
 async def _run(environment: str, framework: Framework, error: str) -> Found:

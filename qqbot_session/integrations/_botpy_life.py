@@ -215,8 +215,8 @@ async def _sockets(client: Any) -> AsyncIterator[_Connect]:
     if hasattr(botpy_gateway, "aconnect_ws"):
         from .httpx_ws import connect as connect_with_httpx
 
-        verify = True if client._ssl is None else client._ssl
-        yield partial(connect_with_httpx, verify=verify, proxy=client._proxy)
+        ssl, proxy = (getattr(client, name, None) for name in ("_ssl", "_proxy"))  # from 2.0.8 on
+        yield partial(connect_with_httpx, verify=True if ssl is None else ssl, proxy=proxy)
     else:
         import aiohttp
 
