@@ -180,7 +180,7 @@ _HEADS = {
     "zh": "| 版本 | 环境 | 请求的 QQ 域名 | SIGKILL，单独：丢失 | SIGKILL，用本库：丢失（重复）、"
     "Identify 次数 | SIGTERM，用本库：丢失（重复）、Identify 次数 |",
 }
-_REFUSED = {"en": "refused", "zh": "不支持"}
+_REFUSED = {"en": "refused: ", "zh": "不支持："}
 
 
 def table(language: str, found: dict[str, Found]) -> str:
@@ -189,7 +189,7 @@ def table(language: str, found: dict[str, Found]) -> str:
     for name, each in found.items():
         on = ", ".join(filter(None, [f"Python {each.python}", each.beside]))
         if each.killed is None or each.terminated is None:
-            cells = [each.host, "", f"{_REFUSED[language]}: {each.sentence}", ""]
+            cells = [each.host, "", f"{_REFUSED[language]}{each.sentence}", ""]
         else:
             alone = "–" if each.alone is None else str(each.alone)
             shown = ["{} ({}), {}".format(*told) for told in (each.killed, each.terminated)]
