@@ -487,7 +487,7 @@ async def open_gateway(
     """
     account_id = account_id_for(app_id, shard, sandbox=sandbox)
     if secret is not None:
-        hidden = Secret(secret)
+        secret = hidden = Secret(secret)  # no traceback shows the argument
         rules.setdefault("fingerprint", lambda earlier: _fingerprint(hidden, earlier))
     verdict = await store.load_verdict(account_id, app_id=app_id, shard=shard, intents=intents)
     gateway = GatewaySession(
