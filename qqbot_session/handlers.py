@@ -61,33 +61,37 @@ class Handlers:
         self._record, self._write = record, write
         self._concurrency, self._grace = concurrency, grace
         self._running: dict[asyncio.Task[None], Dispatch] = {}
-        self._waiting: deque[Dispatch] = deque()  # for a place
-        self._held: deque[Dispatch] = deque()  # of a replay, and what came behind it
+        # A queue is made when it is needed: an empty one is as large as all else here.
+        self._waiting: deque[Dispatch] | None = None  # for a place
+        self._held: deque[Dispatch] | None = None  # of a replay, and what came behind it
         self._gate: asyncio.Task[None] | None = None  # starts what is held
-        self._replay_over = asyncio.Event()
+        self._replay_over: asyncio.Event | None = None
         self._crowd = _CROWD
 
     @property
     def in_flight(self) -> int:
         """The events that are being handled, or wait for that."""
-        return len(self._running) + len(self._waiting) + len(self._held)
+        return len(self._running) + len(self._waiting or ()) + len(self._held or ())
 
     def take(self, event: Dispatch) -> None:
         """Handle the event, in a task of its own."""
         if self._gate is None and not event.replayed:
             self._start(event)
             return
+        if self._held is None:
+            self._held = deque()
         self._held.append(event)
         if self._gate is None:
-            self._replay_over.clear()
-            self._gate = begin(self._start_held)
+            self._replay_over = asyncio.Event()
+            self._gate = begin(self._start_held, self._held, self._replay_over)
 
     def line_opened(self) -> None:
         self._crowd = _CROWD  # a warning per line, at most
 
     def replay_ended(self) -> None:
         """Note that RESUMED came, or that the line has ended."""
-        self._replay_over.set()
+        if self._replay_over is not None:
+            self._replay_over.set()
 
     async def finish(self) -> None:
         """Give the handlers their grace, and cancel those that are left."""
@@ -113,36 +117,27 @@ class Handlers:
 
     # A replay
 
-    async def _start_held(self) -> None:
+    async def _start_held(self, held: deque[Dispatch], replay_over: asyncio.Event) -> None:
         """Start the handlers of what is held, once what they begin is on storage."""
         patience = _GATHER
         try:
-            while self._held:
+            while held:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience):
-                        await self._replay_over.wait()
+                        await replay_over.wait()
                 patience = min(2 * patience, _GATHER_MOST)
-                events = self._next_held()
+                events = _next_of(held)
                 for event in events:
                     self._gateway.begin(event)
                 self._record()
                 await self._write()
                 for event in events:
-                    self._held.popleft()
+                    held.popleft()
                     self._start(event)
                 if events[0].deaths:
                     await self._give_head_start(events[0])
         finally:
-            self._gate = None
-
-    def _next_held(self) -> list[Dispatch]:
-        """Return the next suspect, or all events before it."""
-        events: list[Dispatch] = []
-        for event in self._held:
-            if event.deaths:
-                return events or [event]
-            events.append(event)
-        return events
+            self._gate = self._held = self._replay_over = None
 
     async def _give_head_start(self, suspect: Dispatch) -> None:
         alone = [handler for handler, event in self._running.items() if event is suspect]
@@ -153,10 +148,12 @@ class Handlers:
 
     def _start(self, event: Dispatch) -> None:
         """Start the event's handler, or let it wait for a place."""
-        if len(self._running) + len(self._waiting) >= self._crowd:
+        if len(self._running) + len(self._waiting or ()) >= self._crowd:
             self._log.crowd(self._crowd)
             self._crowd = sys.maxsize
         if self._concurrency is not None and len(self._running) >= self._concurrency:
+            if self._waiting is None:
+                self._waiting = deque()
             self._waiting.append(event)
             return
         work = self._work(event)
@@ -195,6 +192,16 @@ class Handlers:
                 raise
         finally:
             self._record()
+
+
+def _next_of(held: deque[Dispatch]) -> list[Dispatch]:
+    """Return the next suspect, or all events before it."""
+    events: list[Dispatch] = []
+    for event in held:
+        if event.deaths:
+            return events or [event]
+        events.append(event)
+    return events
 
 
 def requests_to_cancel() -> int:

@@ -37,7 +37,7 @@ class Deaths:
 
     def __init__(self) -> None:
         self.known: dict[int, int] = {}  # from the record
-        self._replayed: set[int] = set()  # after a process that did not end in order
+        self._replayed: dict[int, None] = {}  # after a process that did not end in order
         self.in_doubt = False
 
     def restore(self, text: object, *, in_order: bool) -> None:
@@ -55,7 +55,7 @@ class Deaths:
         `MAX_DEATHS` or more: let it go.
         """
         if replayed and self.in_doubt and seq not in self.known:
-            self._replayed.add(seq)
+            self._replayed[seq] = None
         return self.known.get(seq, 0)
 
     def resumed(self) -> None:
@@ -72,7 +72,7 @@ class Deaths:
         if self.known:
             self.known = {seq: n for seq, n in self.known.items() if is_left(seq)}
         if self._replayed:
-            self._replayed = set(filter(is_left, self._replayed))
+            self._replayed = dict.fromkeys(filter(is_left, self._replayed))
         counts = dict(self.known)
         for seq in begun:
             counts[seq] = self.known.get(seq, seq in self._replayed) + 1

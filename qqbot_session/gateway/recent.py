@@ -21,6 +21,7 @@ MAX_REMEMBERED = 512
 """The largest `remember_events`: less than 9 KiB in the record."""
 
 _LONG = 128  # characters; QQ's names have about 100
+_NONE: frozenset[str] = frozenset()
 _WIDTH = 17  # characters of a digest and a space
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
@@ -36,7 +37,7 @@ class RecentEvents:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.names: dict[str, None] = {}  # oldest first
-        self.restored: frozenset[str] = frozenset()  # digests, until they are too old
+        self.restored: frozenset[str] = _NONE  # digests, until they are too old
         self._text = ""  # the digests of all but those of `_new`, oldest first, as they are written
         self._new: list[str] = []  # names whose digests were not needed yet
         self._written = 0  # names whose digests were
@@ -72,7 +73,7 @@ class RecentEvents:
         if len(names) > 2 * self.limit:  # seldom, and so cheaper than one by one
             self._forget()
         if self.restored and len(names) >= self.limit:
-            self.restored = frozenset()
+            self.restored = _NONE
 
     def text(self) -> str:
         """Return the digests, for `restore`."""
@@ -88,7 +89,7 @@ class RecentEvents:
         words = text.split(" ") if isinstance(text, str) else []
         digests = list(filter(_DIGEST.fullmatch, words))[-self.limit :] if self.limit else []
         self._text = " ".join(digests)
-        self.restored = frozenset(digests)
+        self.restored = frozenset(digests) if digests else _NONE
         self._written += 1
 
     def _forget(self) -> None:

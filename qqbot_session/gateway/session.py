@@ -30,7 +30,6 @@ opcode.md and error-trace/websocket.md. What no document says is marked "our cho
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -69,6 +68,7 @@ _MAX_ADDRESS = 512  # characters
 _DEATHS = "deaths"
 _ENDED = "endedInOrder"
 
+_EARLIER = 32  # sessions of this process whose events may still settle
 _TIME = 16  # bytes of a time in milliseconds
 # The longest account id, session id and `extra` leave room for this many characters.
 _SHORT_APP_ID = 512
@@ -160,7 +160,7 @@ class GatewaySession:
         self._close_rules = close_rules
         self._keeps_failed = failed == "keep"
         self._watermark = Watermark(max_held_seconds=max_held_seconds)
-        self._earlier: deque[int] = deque(maxlen=32)  # the sessions before this one
+        self._earlier: tuple[int, ...] = ()  # the sessions before this one
         self._recent = RecentEvents(remember_events or 0)
         self._deaths = Deaths()
         self._ended = False  # whether nothing is begun any more, because the process ends
@@ -475,7 +475,7 @@ class GatewaySession:
         self._change(session_id=None, established_at=None, failed_resumes=0)
 
     def _new_cursors(self) -> None:
-        self._earlier.append(self._watermark.generation)
+        self._earlier = (*self._earlier, self._watermark.generation)[-_EARLIER:]
         self._in_hand.clear()
         self._watermark.reset()
         self._deaths = Deaths()

@@ -74,7 +74,7 @@ class Watermark:
         self._lowest = -1  # open number, or -1
         self._heap: list[int] = []  # the open numbers, and some that were
         self._used: dict[int, float] = {}  # seconds held before this delivery, if any
-        self._failed: set[int] = set()  # open, but in nobody's hands
+        self._failed: dict[int, None] = {}  # open, but in nobody's hands
         self._runs = _Runs()
         self._still = False
         self._untold: tuple[int, ...] = ()
@@ -168,7 +168,7 @@ class Watermark:
         self._open.pop(seq, None)
         if self._used or self._failed:
             self._used.pop(seq, None)
-            self._failed.discard(seq)
+            self._failed.pop(seq, None)
         self._runs.add(seq)
         if seq == self._lowest:
             self._advance()
@@ -179,7 +179,7 @@ class Watermark:
         """Note that nobody handles this number any more: if it comes again, it needs handling."""
         if generation == self.generation and seq in self._open:
             self.begin(seq, generation)  # if it was not: it is held from now on
-            self._failed.add(seq)
+            self._failed[seq] = None
 
     def release(self, now: float) -> tuple[int, ...]:
         """Let go what has held the mark too long; return those numbers, lowest first.
@@ -204,7 +204,7 @@ class Watermark:
             released.append(self._lowest)
             del self._open[self._lowest]
             self._used.pop(self._lowest, None)
-            self._failed.discard(self._lowest)
+            self._failed.pop(self._lowest, None)
             self.settled = self._lowest  # all below it are settled or let go
             self._advance()
         return tuple(released)
@@ -267,7 +267,7 @@ class Watermark:
     def _take_again(self, seq: int) -> bool:
         if seq not in self._failed:
             return False
-        self._failed.discard(seq)
+        self._failed.pop(seq, None)
         self._used[seq] = self._used_by(seq)
         self._open[seq] = inf
         return True
