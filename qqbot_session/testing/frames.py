@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from .apps import Apps
 from .line import Line
@@ -84,15 +84,12 @@ class Frames:
             line.push({"op": 11})
 
     def _on_identify(self, line: Line, d: object) -> None:
-        fields = d if isinstance(d, dict) else {}
-        token, intents, shard = (fields.get(name) for name in ("token", "intents", "shard"))
+        token, intents, shard = _fields(d, "token", "intents", "shard")
         number = line.client.number
         _log.debug("client %d: Identify, shard %s, intents %s", number, shard, intents)
         self._records.add(Identify(number, token, intents, shard, time.monotonic()))
-        if not _may_start(line, d):
-            return
-        app_id = self._app_of(line, token)
-        if app_id is None or _refused(line, self._script.identifies):
+        app_id = self._admit(line, d, token, self._script.identifies, bare=False)
+        if app_id is None:
             return
         valid_shard = shard_of(shard)
         if valid_shard is None:
@@ -114,7 +111,18 @@ class Frames:
             )  # DeepSeek-Reasonix#7512: op 9, not 4014
         )
 
-    def _app_of(self, line: Line, token: object, bare: bool = False) -> str | None:
+    def _admit(
+        self, line: Line, d: object, token: object, refusals: deque[Refusal], *, bare: bool
+    ) -> str | None:
+        """Return the app whose handshake may go on; else answer as the gateway would.
+
+        Args:
+            bare: whether the token may lack its prefix.
+        """
+        app_id = self._app_of(line, token, bare) if _may_start(line, d) else None
+        return None if app_id is None or _refused(line, refusals) else app_id
+
+    def _app_of(self, line: Line, token: object, bare: bool) -> str | None:
         """Return the token's app, or answer as the gateway would.
 
         botgo sends the bare token with Resume (websocket/client/client.go).
@@ -154,15 +162,12 @@ class Frames:
         self._expect_heartbeat(line)
 
     def _on_resume(self, line: Line, d: object) -> None:
-        fields = d if isinstance(d, dict) else {}
-        token, session_id, seq = (fields.get(name) for name in ("token", "session_id", "seq"))
+        token, session_id, seq = _fields(d, "token", "session_id", "seq")
         number = line.client.number
         _log.debug("client %d: Resume %.8s… from %s", number, session_id, seq)
         self._records.add(Resume(number, token, session_id, seq, time.monotonic()))
-        if not _may_start(line, d):
-            return
-        app_id = self._app_of(line, token, bare=True)
-        if app_id is None or _refused(line, self._script.resumes):
+        app_id = self._admit(line, d, token, self._script.resumes, bare=True)
+        if app_id is None:
             return
         session = self._sessions.find(session_id, app_id)
         if session is None:
@@ -198,6 +203,11 @@ def shard_of(value: object) -> Shard | None:
         case [int(number), int(count)] if 0 <= number < count and bool not in map(type, value):
             return (number, count)
     return None
+
+
+def _fields(d: object, *names: str) -> list[Any]:
+    fields = d if isinstance(d, dict) else {}
+    return [fields.get(name) for name in names]
 
 
 def _may_start(line: Line, d: object) -> bool:

@@ -8,14 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 from aiohttp import web
 
 from .payloads import dump
 from .records import Client, Party
-from .sessions import Session
-from .settings import Settings
+from .settings import Settings, Shard
 
 GOODBYE = 1.0  # seconds a client has to answer a close frame
 _MINUTE = 60.0
@@ -23,6 +23,17 @@ _POLL = 0.05  # seconds between looks whether somebody who is left waiting is go
 
 _log = logging.getLogger("qqbot_session.testing")
 _DATA = frozenset({aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY})
+
+
+class Carried(Protocol):
+    """What a line knows of the session that it carries."""
+
+    id: str
+    shard: Shard
+
+    def leave(self, line: Line, /) -> None:
+        """Be offline from now on, if this line carries the session."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,7 @@ class Line:
         self.ws = ws
         self.transport = transport
         self.client = client
-        self.session: Session | None = None
+        self.session: Carried | None = None
         self.farewell: int | None = None  # the answer to the client's close; None = its own code
         self.closing = False
         self.frozen = False
@@ -109,10 +120,8 @@ class Line:
     def release(self) -> None:
         """Take the session offline; the line stays and may Identify again."""
         session, self.session = self.session, None
-        if session is not None and session.line is self:
-            session.line = None
-            session.late.clear()
-            session.offline_since = time.monotonic()
+        if session is not None:
+            session.leave(self)
 
     def later(self, name: str, delay: float, call: Callable[..., object], *args: object) -> None:
         """Call once after `delay` seconds, instead of the earlier call of that name."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from .line import Carried, Line
 from .payloads import asks_for
 from .settings import Settings, Shard
-
-if TYPE_CHECKING:
-    from .line import Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,13 @@ class Session:
     line: Line | None = None
     offline_since: float = 0.0
     expired: bool = False
+
+    def leave(self, line: Line) -> None:
+        """Be offline from now on, if this line carries the session."""
+        if self.line is line:
+            self.line = None
+            self.late.clear()
+            self.offline_since = time.monotonic()
 
     def wants(self, event_type: str) -> bool:
         return asks_for(self.intents, event_type)
@@ -103,7 +108,7 @@ class Sessions:
         self._by_id[session.id] = session
         return session
 
-    def remove(self, session: Session) -> None:
+    def remove(self, session: Carried) -> None:
         self._by_id.pop(session.id, None)
 
     def _remove_expired(self) -> None:
