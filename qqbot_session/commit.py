@@ -172,18 +172,20 @@ class GroupCommit:
             keeper.patient = not (moves or at_once)
             self._start(keeper)
         elif at_once or (moves and not keeper.closed):
-            _ = self.join(account)
+            _ = self._join(keeper)
 
     def join(self, account: Account) -> asyncio.Future[None]:
         """Put the account into the next batch; the future is set when that was attempted."""
-        keeper = self._keeper(account)
+        return self._join(self._keeper(account))
+
+    def _join(self, keeper: Keeper) -> asyncio.Future[None]:
         if self._writer is None or self._writer.done():
             self._start_writer()  # first: if this raises, the account's own timer still runs
         if keeper.batch is None or keeper.batch.taken:
             if not self._queue or self._queue[-1].taken or len(self._queue[-1].keepers) >= _BATCH:
                 self._queue.append(Batch(self.running_loop().create_future()))
             batch = self._queue[-1]
-            batch.keepers[account.id], keeper.batch = keeper, batch
+            batch.keepers[keeper.account.id], keeper.batch = keeper, batch
         return keeper.batch.done
 
     async def attempt(self, accounts: Iterable[Account]) -> dict[str, BaseException]:
@@ -327,18 +329,23 @@ class GroupCommit:
         _ = loop.call_later(delay, self._wake, batch, keepers, context=self._context)
 
     def _wake(self, batch: Batch | None, keepers: list[Keeper]) -> None:
-        """Wake the tasks whose window this was: those that have not joined another batch."""
+        """End a window: what is unsaved is due, and the tasks of all others end.
+
+        The task of an account that is due stays parked: to wake it would cost more than encoding.
+        """
         try:
             for keeper in keepers:
                 if keeper.batch is not batch or self._aborted:
                     continue
-                if keeper.task is not None and not keeper.task.done():
-                    if keeper.wake is not None and not keeper.wake.done():
-                        keeper.wake.set_result(None)
-                elif keeper.account.unsaved:  # its task was cancelled
+                is_over = keeper.task is None or keeper.task.done()  # it was cancelled
+                if is_over and keeper.account.unsaved:
                     self._start(keeper)
-                else:
+                elif is_over:
                     self._release(keeper)
+                elif keeper.account.unsaved:
+                    _ = self._join(keeper)
+                elif keeper.wake is not None and not keeper.wake.done():
+                    keeper.wake.set_result(None)
         except BaseException:  # such as a KeyboardInterrupt: nobody else wakes those that are left
             self._wake_later(0.0, batch, keepers)
             raise

@@ -300,7 +300,7 @@ class AsyncSessionStore:
         except (KeyError, TypeError):  # not due, or not even hashable
             pass
         last_seq = check_last_seq(last_seq)
-        return await self._renew(check_account_id(account_id), last_seq)
+        return await self._renew(account_id, last_seq, touches=False)
 
     async def touch(self, account_id: str) -> bool:
         """Note a sign of life, such as a heartbeat's acknowledgement: `saved_at` is renewed.
@@ -314,10 +314,7 @@ class AsyncSessionStore:
         except (KeyError, TypeError):  # not due, or not even hashable
             if type(account_id) is str and account_id in self._marked:
                 return True
-        has_session = await self._renew(check_account_id(account_id), 0)
-        if has_session:
-            self._ledger.accounts[account_id].touched = True
-        return has_session
+        return await self._renew(account_id, 0, touches=True)
 
     async def clear(self, account_id: str) -> None:
         """Forget the account's session; waits until its deletion was attempted.
@@ -589,7 +586,8 @@ class AsyncSessionStore:
     ) -> None:
         """Make this the newest state, once it is certain that somebody will write it."""
         loop = self._commit.running_loop()
-        self._commit.write_soon(account, moves=moves, at_once=is_turn(account.state, state))
+        is_urgent = account.state is not state and is_turn(account.state, state)
+        self._commit.write_soon(account, moves=moves, at_once=is_urgent)
         # Under asyncio's debug mode every call comes this way, and its loop is checked.
         warm = not loop.get_debug()
         self._ledger.change(account, state, last_seq, moves=moves, warm=warm)
@@ -628,24 +626,30 @@ class AsyncSessionStore:
         if account is not None:
             self._ledger.note(account, gateway)
 
-    async def _renew(self, account_id: str, last_seq: int) -> bool:
+    async def _renew(self, account_id: str, last_seq: int, *, touches: bool) -> bool:
         """Make the number, or the known one if that is higher, the newest."""
-        self._check_open()
-        account = self._ledger.accounts.get(account_id)
+        if self._closed:
+            self._check_open()
+        accounts = self._ledger.accounts
+        if type(account_id) is not str or account_id not in accounts:
+            account_id = check_account_id(account_id)
+        account = accounts.get(account_id)
         if account is None:
             now = self._commit.running_loop().time()
             if now < self._unreadable.get(account_id, -math.inf) + _ASK_AGAIN:
                 return False
             _ = await self._newest(account_id)
             self._check_open()
-            account = self._ledger.accounts.get(account_id)
+            account = accounts.get(account_id)
             if account is None:  # unreadable
                 return False
             if account.turned:  # the number was an earlier session's
                 last_seq = 0
-        account.ask()
+        if account.mark is not None:
+            account.ask()
         if not account.has_session or account.last_seq is None:
             return False
+        account.touched |= touches
         moves = last_seq > account.last_seq
         self._change(account, account.state, max(account.last_seq, last_seq), moves=moves)
         return True
