@@ -41,6 +41,8 @@ from .guard import (
     Patience,
     begin,
     call_hook,
+    in_pieces,
+    in_turns,
     outcome,
     read_clock,
     retrieve,
@@ -189,20 +191,29 @@ class GroupCommit:
         return keeper.batch.done
 
     async def attempt(self, accounts: Iterable[Account]) -> dict[str, BaseException]:
-        """Try each account once, at once; return the errors of those not on storage.
+        """Try each account that is unsaved, at once; return the errors of those not on storage.
 
         An account whose write is in flight joins the next batch too: by then that write has
         ended, and there is nothing more to do if it succeeded.
         """
-        accounts = list(accounts)
-        if pending := {self.join(account) for account in accounts}:
+        pending: set[asyncio.Future[None]] = set()
+        tried: list[str] = []
+        async for piece in in_turns(accounts):
+            for account in piece:
+                if account.unsaved:
+                    pending.add(self.join(account))
+                    tried.append(account.id)
+        if pending:
             await asyncio.wait(pending)  # never cancels what it waits for
-        return {a.id: self._failing[a.id].error for a in accounts if a.id in self._failing}
+        return {key: self._failing[key].error for key in tried if key in self._failing}
 
     async def close(self, patience: Patience) -> None:
         """Attempt all that is unsaved, and end every task."""
-        unsaved = [] if self._aborted else self._ledger.unsaved()
-        await patience.wait({self.join(account) for account in unsaved}, spare=_FOR_THE_END)
+        pending: set[asyncio.Future[None]] = set()
+        for piece in in_pieces(() if self._aborted else self._ledger.accounts.values()):
+            await patience.turn()
+            pending |= {self.join(account) for account in piece if account.unsaved}
+        await patience.wait(pending, spare=_FOR_THE_END)
         self._aborted = True
         tasks = [*(keeper.task for keeper in self._keepers.values()), self._writer, self._call]
         alive = [task for task in tasks if task is not None and not task.done()]

@@ -15,7 +15,7 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextvars import Context
 from types import FunctionType
 from typing import Any, TypeVar
@@ -29,6 +29,8 @@ ATTEMPTS = 3
 TASK_NAME = "qqbot_session:"
 """How the name of each task of ours begins."""
 
+_PIECE = 500  # accounts: what is done to one takes a microsecond or two
+_STORAGE = f"{TASK_NAME}storage"
 _PATIENCE = 2.0  # seconds that closing goes on after its cancellation
 
 _T = TypeVar("_T")
@@ -99,31 +101,45 @@ async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
     If that task alone is cancelled, as by who cancels all there are, the call is made again.
     """
     for _ in range(ATTEMPTS):
-        call = begin(function, *args)
+        # As `asyncio.wait([call])`, for half of what it costs.
+        ended = asyncio.get_running_loop().create_future()
+        call = begin(function, *args, then=functools.partial(_end, ended))
         try:
-            await asyncio.wait([call])
+            await ended
         except asyncio.CancelledError:
             _ = call.cancel()
             raise
         if not (call.cancelled() and call.cancelling()):
             break
-    return outcome(call)
+    result: _T = outcome(call)
+    return result
 
 
 def begin(
-    function: Callable[..., Awaitable[_T]], *args: object, context: Context | None = None
+    function: Callable[..., Awaitable[_T]],
+    *args: object,
+    context: Context | None = None,
+    then: Callable[[asyncio.Task[_T]], object] | None = None,
 ) -> asyncio.Task[_T]:
-    """Call it in a task past any factory, by default in the caller's context."""
+    """Call it in a task past any factory, by default in the caller's context.
+
+    Args:
+        then: called when it is done, in place of `retrieve`.
+    """
 
     async def call() -> _T:
         return await function(*args)
 
-    task = asyncio.Task(
-        call(), loop=asyncio.get_running_loop(), name=f"{TASK_NAME}storage", context=context
-    )
+    task = asyncio.Task(call(), loop=asyncio.get_running_loop(), name=_STORAGE, context=context)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
-    task.add_done_callback(retrieve)
+    task.add_done_callback(then or retrieve)
     return task
+
+
+def _end(ended: asyncio.Future[None], call: asyncio.Task[Any]) -> None:
+    retrieve(call)
+    if not ended.done():
+        ended.set_result(None)
 
 
 def outcome(call: asyncio.Task[_T]) -> _T:
@@ -159,11 +175,37 @@ class Patience:
             try:
                 await asyncio.wait(pending, timeout=left)
             except asyncio.CancelledError as error:
-                if self.cancelled is None:
-                    self.cancelled, self._end = error, loop.time() + _PATIENCE
+                self._note(error)
             if loop.time() >= self._end - spare:
                 break
             pending = {future for future in pending if not future.done()}
+
+    async def turn(self) -> None:
+        """Give the loop a turn."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            self._note(error)
+
+    def _note(self, error: asyncio.CancelledError) -> None:
+        if self.cancelled is None:
+            self.cancelled = error
+            self._end = asyncio.get_running_loop().time() + _PATIENCE
+
+
+def in_pieces(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """Yield the items in pieces that take the loop less than a millisecond each."""
+    items = list(items)
+    for start in range(0, len(items), _PIECE):
+        yield items[start : start + _PIECE]
+
+
+async def in_turns(items: Iterable[_T]) -> AsyncIterator[list[_T]]:
+    """Yield the items in such pieces, each but the first in another turn of the loop."""
+    for number, piece in enumerate(in_pieces(items)):
+        if number:
+            await asyncio.sleep(0)
+        yield piece
 
 
 def retrieve(task: asyncio.Task[Any]) -> None:

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from .errors import InvalidRecordError, name_one
@@ -113,7 +113,7 @@ def judge(
     elif not state.resumable:
         missing = "sequence number" if state.session_id else "session id"
         reason, detail = LoadReason.NO_SESSION, f"it has no {missing}, {_saved(age)}"
-    return replace(found, reason=reason, detail=detail, age=age)
+    return Verdict(reason, detail, state, found.data, age)
 
 
 def is_expired(state: SessionState, now: float | None, max_age: float | None) -> bool:

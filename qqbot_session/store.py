@@ -18,7 +18,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,7 +33,7 @@ from .errors import (
     name_one,
     name_some,
 )
-from .guard import Patience, begin, call_hook, guarded, read_clock
+from .guard import Patience, begin, call_hook, guarded, in_turns, read_clock
 from .judging import (
     LoadReason,
     Verdict,
@@ -62,13 +62,12 @@ from .storages import Storage, storage_of
 from .storages.base import NotRegularError
 
 _LEFT_OVER_AGE = 3600.0  # seconds
-_PIECE = 1000  # accounts
 _PATIENCE = 2.0  # seconds that a failed read is tried again
 _PAUSE = 0.05  # seconds before the first other try; doubled by each further one
 _ASK_AGAIN = 1.0  # seconds before an unreadable account is read for an update again
 _STALE = 0.1  # of `max_age`: an older stamp is renewed when the store is closed
 _A_MOMENT = 1.0  # seconds that closing takes for that, at most
-_READS = 128  # at once
+_READS = 128  # at once: more would hold the loop for too long in one turn
 _UNREADABLE = 1024  # accounts of which that is remembered
 
 _T = TypeVar("_T")
@@ -158,6 +157,7 @@ class AsyncSessionStore:
         self._leases = Leases(self._storage, flush=self.flush, forget=self._commit.forget)
         self._unreadable: dict[str, float] = {}  # since when, in the loop's seconds
         self._reads_fail = False
+        self._reads = asyncio.Semaphore(_READS)
         self._closing: asyncio.Future[None] | None = None
         self._renewed: set[str] = set()  # accounts to which closing is a sign of life
         self._unwritten: dict[str, BaseException] | None = None  # what `aclose` came to
@@ -398,7 +398,7 @@ class AsyncSessionStore:
         found = await self._find_all()
         now = self._now()
         sessions: list[ResumableState] = []
-        async for account_ids in _in_pieces(sorted(found)):
+        async for account_ids in in_turns(sorted(found)):
             for account_id in account_ids:
                 state = found[account_id]
                 if state is None or not state.resumable:
@@ -472,7 +472,7 @@ class AsyncSessionStore:
             SessionWriteError: one attempt was made and failed; names every account that is not
                 on storage. Retries go on.
         """
-        accounts = self._unsaved(account_id)
+        accounts = self._accounts(account_id)
         if failures := await self._commit.attempt(accounts):
             raise SessionWriteError(failures)
 
@@ -482,8 +482,9 @@ class AsyncSessionStore:
         Args:
             account_id: only this account.
         """
-        for account in self._unsaved(account_id):
-            _ = self._commit.join(account)
+        for account in self._accounts(account_id):
+            if account.unsaved:
+                _ = self._commit.join(account)
 
     async def aclose(self) -> None:
         """Attempt what is unsaved, end every task, and close the storage if the store made it.
@@ -523,19 +524,18 @@ class AsyncSessionStore:
             return
         quiet = self._ledger.quiet(now - self._max_age * _STALE)
         async with asyncio.timeout(_A_MOMENT):
-            for start in range(0, len(quiet), _READS):
-                accounts = quiet[start : start + _READS]
-                reads = [guarded(self._read, account.id) for account in accounts]
+            async for accounts in in_turns(quiet):
+                reads = [self._read_in_line(account.id) for account in accounts]
                 records = await asyncio.gather(*reads, return_exceptions=True)
                 for account, data in zip(accounts, records, strict=True):
-                    if isinstance(data, BaseException) or account.unsaved:
-                        continue
-                    state = inspect(account.id, data).state
-                    if state is not None and state == account.newest(0.0):
-                        self._renewed.add(account.id)
-                        self._ledger.change(
-                            account, account.state, account.last_seq, moves=False, warm=False
-                        )
+                    if not isinstance(data, BaseException) and not account.unsaved:
+                        self._renew_as_read(account, inspect(account.id, data).state)
+
+    def _renew_as_read(self, account: Account, state: SessionState | None) -> None:
+        if state is not None and state == account.newest(0.0):
+            self._renewed.add(account.id)
+            newest = account.state, account.last_seq
+            self._ledger.change(account, *newest, moves=False, warm=False)
 
     async def _close(self, patience: Patience) -> None:
         """Do what `aclose` says; whoever comes meanwhile waits for it."""
@@ -562,13 +562,13 @@ class AsyncSessionStore:
         except Exception as error:  # noqa: BLE001 - the records are what matters
             say(logging.WARNING, "cannot close the storage: %s", describe(error))
 
-    def _unsaved(self, account_id: str | None) -> list[Account]:
+    def _accounts(self, account_id: str | None) -> list[Account]:
         self._check_open()
         _ = self._commit.running_loop()
         if account_id is None:
-            return self._ledger.unsaved()
+            return list(self._ledger.accounts.values())
         account = self._ledger.accounts.get(check_account_id(account_id))
-        return [account] if account is not None and account.unsaved else []
+        return [] if account is None else [account]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -670,12 +670,17 @@ class AsyncSessionStore:
                 return self._remembered(account)
             began = self._ledger.moment()
             try:
-                data = await self._patiently(lambda: self._read(account_id), account_id)
+                data = await self._patiently(lambda: self._read_in_line(account_id), account_id)
             except Exception as error:  # noqa: BLE001 - promise 10
                 return self._unread(account_id, error)
             found = inspect(account_id, data)
             if self._closed or self._ledger.learn(account_id, found.state, began):
                 return found
+
+    async def _read_in_line(self, account_id: str) -> bytes | None:
+        """Read with a bounded number of others, so that the loop is never held by thousands."""
+        async with self._reads:
+            return await guarded(self._read, account_id)
 
     async def _read(self, account_id: str) -> bytes | None:
         data = await self._storage.read(account_id)
@@ -710,20 +715,20 @@ class AsyncSessionStore:
         pause = _PAUSE
         while True:
             try:
-                result = await guarded(read)
+                result = await read()
             except NotRegularError:
                 self._note_unreadable(account_id)
                 raise
             except Exception:
                 self._note_unreadable(account_id)
-                if not patient or loop.time() + pause > deadline or self._closed:
+                if not patient or loop.time() >= deadline or self._closed:
                     self._reads_fail = True
                     raise
             else:
                 self._unreadable.pop(account_id, None)
                 self._reads_fail = False
                 return result
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, deadline - loop.time()))
             pause *= 2
 
     def _note_unreadable(self, account_id: str) -> None:
@@ -739,16 +744,16 @@ class AsyncSessionStore:
         unsure: set[str] = set()  # to be read one by one
         failed = False
         try:
-            await self._patiently(lambda: self._scan(found, unsure))
+            await self._patiently(lambda: guarded(self._scan, found, unsure))
         except Exception as error:  # noqa: BLE001 - promise 10
             failed = True
             say(logging.WARNING, "cannot list the sessions: %s", describe(error))
         ended = self._ledger.moment()
-        async for account_ids in _in_pieces(list(found)):
+        async for account_ids in in_turns(list(found)):
             for account_id in account_ids:
                 if account_id not in unsure and not self._closed:
                     self._ledger.learn(account_id, found[account_id], began, ended)
-        async for accounts in _in_pieces(list(self._ledger.accounts.values())):
+        async for accounts in in_turns(list(self._ledger.accounts.values())):
             for account in accounts:
                 is_newer = account.moment > began and account.moment != ended
                 if is_newer and account.was_read and not account.is_as_read(found.get(account.id)):
@@ -859,14 +864,6 @@ def _is_outdated(mark: Mark, gateway: Source) -> bool:
         name = name_one(gateway.account_id)
         say(logging.WARNING, "an older gateway session of %s is ignored", name)
     return True
-
-
-async def _in_pieces(items: list[_T]) -> AsyncIterator[list[_T]]:
-    """Yield the items in pieces that take less than a millisecond; let the loop in between."""
-    for start in range(0, len(items), _PIECE):
-        if start:
-            await asyncio.sleep(0)
-        yield items[start : start + _PIECE]
 
 
 def _check_seconds(name: str, value: object) -> None:

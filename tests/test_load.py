@@ -491,3 +491,38 @@ def test_a_window_longer_than_the_age_limit_is_said_once(caplog: pytest.LogCaptu
     AsyncSessionStore(MemoryStorage(), debounce=301, max_age=None)
     AsyncSessionStore(MemoryStorage(), debounce=300)
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("accounts", [1, 8, 1000])
+@pytest.mark.parametrize("later", [1.0, 1.99])
+async def test_any_number_of_accounts_wait_for_a_storage_that_comes_up_late(
+    storage: Flaky, clock: WallClock, accounts: int, later: float
+) -> None:
+    """As shards do that are started together with their Redis."""
+    # promise 10
+    for number in range(accounts):
+        storage.records[f"bot-{number}"] = encode(a_state(f"bot-{number}"), saved_at=clock.now)
+    storage.unreadable = True
+    asyncio.get_running_loop().call_later(later, setattr, storage, "unreadable", False)
+    async with AsyncSessionStore(storage, clock=clock) as store:
+        found = await asyncio.gather(*(store.load(f"bot-{n}") for n in range(accounts)))
+    assert None not in found
+
+
+async def test_thousands_of_loads_at_once_are_read_a_hundred_at_a_time(clock: WallClock) -> None:
+    # promise 27
+    class Counting(MemoryStorage):
+        under_way = most = 0
+
+        async def read(self, account_id: str) -> bytes | None:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(0.01)
+            self.under_way -= 1
+            return await super().read(account_id)
+
+    storage = Counting({f"bot-{n}": encode(a_state(f"bot-{n}")) for n in range(2000)})
+    async with AsyncSessionStore(storage, max_age=None, clock=clock) as store:
+        found = await asyncio.gather(*(store.load(f"bot-{n}") for n in range(2000)))
+    assert None not in found
+    assert storage.most <= 128
