@@ -8,8 +8,10 @@ import asyncio
 import errno
 import os
 import re
+import shutil
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -1077,3 +1079,66 @@ async def test_a_tilde_at_the_start_is_the_home_directory(
     async with AsyncSessionStore("~/elsewhere") as store:
         await store.save(SessionState(account_id="a"))
     assert (tmp_path / "elsewhere" / "session-a.json").exists()
+
+
+# --- FUSE ---------------------------------------------------------------------------------------
+
+WRITER = """
+import asyncio, sys
+from qqbot_session import FileStorage
+async def main():
+    storage = FileStorage(sys.argv[1], durable=False)
+    while True:
+        await storage.commit({"bot": b"x" * 300})
+        await asyncio.sleep(0.005)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def fuse(tmp_path: Path) -> Iterator[Path]:
+    place, real = tmp_path / "fuse", tmp_path / "real"
+    place.mkdir()
+    real.mkdir()
+    if not shutil.which("bindfs") or os.getuid() != 0 or not Path("/dev/fuse").exists():
+        pytest.skip("needs bindfs, FUSE and root")
+    if subprocess.run(["bindfs", real, place], check=False, capture_output=True).returncode:
+        pytest.skip("no FUSE here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.real_time
+async def test_on_fuse_a_record_that_is_being_replaced_is_never_absent(fuse: Path) -> None:
+    """Such a volume does not find it for a moment; absent is what several looks did not find."""
+    # promise 25
+    storage = FileStorage(fuse / "records")
+    await storage.commit({"bot": b"x" * 300})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WRITER, str(fuse / "records")
+    )
+    try:
+        for _ in range(400):
+            assert await storage.read("bot") == b"x" * 300
+            assert [data async for _, data in storage.scan()] == [b"x" * 300]
+    finally:
+        process.kill()
+        await process.wait()
+    assert await storage.read("nobody") is None
+
+
+async def test_what_is_absent_once_is_looked_for_again(
+    storage: FileStorage, directory: Path, spy: SpiedOs
+) -> None:
+    await storage.commit({"bot": b"x", "other": b"y"})
+    hidden = {"session-bot.json", "session-other.json"}
+
+    def hide(path: str, *_: object) -> None:
+        if (name := os.path.basename(path)) in hidden:
+            hidden.discard(name)
+            raise FileNotFoundError(errno.ENOENT, "is just being replaced", path)
+
+    spy.before["open"] = hide
+    assert await storage.read("bot") == b"x"
+    assert sorted([data async for _, data in storage.scan()]) == [b"x", b"y"]
+    assert not hidden
