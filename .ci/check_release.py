@@ -78,7 +78,7 @@ def differences(root: Path, dist: Path, tag: str) -> Iterator[str]:
     yield from (f"sdist: missing: {name}" for name in sorted(wanted - held))
     with zipfile.ZipFile(dist / f"{NAME}-{version}-py3-none-any.whl") as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    wanted = {name for name in files if name.startswith(f"{NAME}/")} | {f"pytest_{NAME}.py"}
+    wanted = {name for name in files if name.startswith(f"{NAME}/")} | {f"{NAME}_pytest.py"}
     yield from (f"wheel: {name}" for name in sorted(held ^ wanted))
 
 

@@ -1,8 +1,8 @@
-"""What would keep a storage from keeping sessions, for `qqbot-session doctor`.
+"""The checks of `qqbot-session doctor`: what could make a storage lose sessions.
 
-Every check is a `Finding` of its own and ends no other; what it found is said with what to do. All
-but one only look: whether files can be written there is tried with a file that bears the name of
-an interrupted write, so that a cleanup removes it should the command be killed.
+Each check yields a `Finding` of its own, with advice, and never stops the others. All of them only
+look, except one: to find out whether files can be written, it writes one. That file is named like
+an interrupted write, so that `cleanup` removes it if the command is killed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _SHOWN = 3  # names in one line
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the examination.
+    """The result of one check.
 
     Attributes:
-        level: `problem` if sessions may be lost by it, `note` if it is worth a look.
-        subject: what was looked at.
+        level: `problem` if sessions may be lost, `note` if it is worth a look, else `ok`.
+        subject: what was checked.
         text: what was found.
-        advice: what to do about it; empty if nothing is to be done.
+        advice: what to do about it; empty if there is nothing to do.
     """
 
     level: Level
@@ -59,7 +59,7 @@ class Finding:
 
 
 async def examine(storage: Storage, *, max_age: float | None) -> AsyncIterator[Finding]:
-    """Yield what there is to say about the storage and its records.
+    """Yield the findings about the storage and its records.
 
     Args:
         max_age: seconds after which a record counts as expired, `None` = never.
@@ -79,13 +79,13 @@ async def examine(storage: Storage, *, max_age: float | None) -> AsyncIterator[F
 
 
 def path_of(storage: Storage) -> str | None:
-    """Return where on this machine the storage lies, `None` if that is not a path."""
+    """Return the storage's path on this machine, `None` if it has none."""
     path = getattr(storage, "directory", None) or getattr(storage, "path", None)
     return path if isinstance(path, str) else None
 
 
 def irregular(directory: str) -> list[str]:
-    """Return the names in a record's place that are no regular files, in order."""
+    """Return, sorted, the names of records under which there is no regular file."""
     return sorted(
         entry.name
         for entry in _entries(directory)
@@ -129,15 +129,15 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
     yield Finding("ok", "records", counts)
     if corrupt:
         text = f"{len(corrupt)} corrupt: {_some(corrupt)}"
-        yield Finding("problem", "records", text, "`cleanup` removes them; then look at the disk.")
+        yield Finding("problem", "records", text, "`cleanup` removes them. Then check the disk.")
     if foreign:
-        text = f"{len(foreign)} with a record's name and no session in it: {_some(foreign)}"
-        advice = "Another program's: keep it elsewhere, or `cleanup --yes` removes it."
+        text = f"{len(foreign)} named like a record, with no session in it: {_some(foreign)}"
+        advice = "They belong to another program. `cleanup --yes` would remove them."
         yield Finding("note", "strangers", text, advice)
     if strangers:
         names = sorted(strangers)
         text = f"{len(names)} under a name that is not their account's: {_some(names)}"
-        yield Finding("note", "records", text, "Copies or renamed files: no bot will read them.")
+        yield Finding("note", "records", text, "Copied or renamed files: no bot reads them.")
     if future:
         text = f"{len(future)} saved in the future: {_some(future)}"
         yield Finding("problem", "clock", text, "Machines that share sessions need NTP.")
@@ -146,7 +146,7 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
 
 
 def _readable(directory: str) -> set[str]:
-    """Return the names of all files that look like records and can be read."""
+    """Return the names of all readable files that are named like records."""
     return {
         entry.name
         for entry in _entries(directory)
@@ -217,8 +217,8 @@ def _examine_names(directory: str) -> Iterator[Finding]:
         advice = f"`qqbot-session copy {directory} NEW` brings them along."
         yield Finding("note", "sessions", text, advice)
     if strangers := irregular(directory):
-        text = f"{len(strangers)} in the place of records: {_some(strangers)}"
-        yield Finding("problem", "not files", text, "Move them away: they are never touched.")
+        text = f"{len(strangers)} named like a record: {_some(strangers)}"
+        yield Finding("problem", "not files", text, "Move them away; nothing here touches them.")
     unreadable = []
     left_over = 0
     for entry in _entries(directory):
@@ -242,7 +242,7 @@ def _is_record(entry: os.DirEntry[str]) -> bool:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return what a name stands for now; `None` if a running bot has removed or renamed it."""
+    """Return the entry's status now; `None` if a running bot has removed or renamed it."""
     try:
         return Path(entry.path).lstat()
     except OSError:
@@ -273,14 +273,16 @@ def _try_to_write(directory: str) -> Iterator[Finding]:
         stamp = second.stat().st_mtime
     except OSError as error:
         text = f"a file cannot be written, synced and renamed: {error}"
-        yield Finding("problem", "writing", text, "Every session is lost with its process.")
+        yield Finding("problem", "writing", text, "Every session ends with its process.")
         return
     finally:
         for path in (first, second):
             path.unlink(missing_ok=True)
     text = f"written, synced and renamed in {seconds * 1000:.1f} ms"
     if seconds > _SLOW:
-        yield Finding("note", "writing", text, "A slow disk: a crash costs more repeated events.")
+        yield Finding(
+            "note", "writing", text, "The disk is slow: after a crash, more events are repeated."
+        )
     else:
         yield Finding("ok", "writing", text)
     if abs(stamp - time.time()) > _SKEW:
@@ -292,7 +294,9 @@ def _examine_space(directory: str) -> Iterator[Finding]:
     free = shutil.disk_usage(directory).free
     text = f"{free / 2**20:,.0f} MiB free"
     if free < _LITTLE:
-        yield Finding("problem", "space", text, "A full disk keeps the newest states in memory.")
+        yield Finding(
+            "problem", "space", text, "With a full disk, the newest states are only in memory."
+        )
     else:
         yield Finding("ok", "space", text)
     if hasattr(os, "statvfs"):
@@ -339,14 +343,14 @@ async def _ask_database(storage: Any) -> AsyncIterator[Finding]:
         found = await storage.examine()
     except Exception as error:  # noqa: BLE001 - of SQLite, or what is there is no database
         text = f"cannot be examined: {error}"
-        yield Finding("problem", "database", text, "Stop the bots, and look at the disk.")
+        yield Finding("problem", "database", text, "Stop the bots and check the disk.")
         return
     if found is None:
         yield Finding("ok", "database", "empty: the first write makes it")
         return
     if found.damage:
         text = f"corrupt: {found.damage}"
-        advice = "The next write sets it aside and keeps what can be read; see the disk."
+        advice = "The next write moves it aside and keeps what can be read. Check the disk."
         yield Finding("problem", "integrity", text, advice)
     else:
         yield Finding("ok", "integrity", f"intact, journal {found.journal}")

@@ -70,3 +70,14 @@ def test_the_source_distribution_is_a_list_of_what_belongs_in_it() -> None:
     sdist = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]
     assert list(sdist) == ["include"]
     assert all(re.search(r"\.\w+$", pattern) for pattern in sdist["include"])
+    always = {"pyproject.toml", "LICENSE"}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
+        left_out = name.startswith((".", "findings/")) or name in always
+        assert left_out or any(matches(name, pattern) for pattern in sdist["include"]), name
+
+
+def matches(name: str, pattern: str) -> bool:
+    parts = {"**/": "(?:.*/)?", "*": "[^/]*"}
+    words = re.split(r"(\*\*/|\*)", pattern.removeprefix("/"))
+    return bool(re.fullmatch("".join(parts.get(word, re.escape(word)) for word in words), name))

@@ -1,4 +1,4 @@
-"""The operator's commands: look at what a storage holds, and mend it, without disturbing a bot.
+"""The operator's commands: inspect and repair a storage without disturbing a running bot.
 
     qqbot-session --storage sessions list
 
@@ -6,11 +6,11 @@ Rules:
 
 * Reading never writes. `list`, `show` and `why` look at the records themselves, because `load`
   removes what has expired.
-* No storage is a default: a command never works on somebody's directory by accident.
-* What was asked for goes to standard output, everything else to standard error. `--json` prints the
-  same facts for programs: times in seconds, `null` where there is none.
+* There is no default storage: a command never touches somebody's directory by accident.
+* The answer goes to standard output, everything else to standard error. `--json` prints the same
+  facts for programs: times in seconds, `null` where there is no value.
 * One line says what went wrong; `--debug` adds the traceback.
-* A verb imports what it needs, and no more: `why` is a probe that runs every minute.
+* A command imports only what it needs: `why` is a probe that runs every minute.
 
 Exit codes: see `codes`.
 """

@@ -1,7 +1,7 @@
-"""The command line: what each verb takes, and the module that carries it out.
+"""The command line: what each command takes, and the module that runs it.
 
-A verb's module is imported when the verb is used: a probe that asks `why` every minute should not
-pay for `doctor`.
+That module is imported only when its command is used: a probe that asks `why` every minute should
+not pay for `doctor`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     made = _Parser(
         prog="qqbot-session",
         parents=[common],
-        description="Look at, and mend, the gateway sessions that QQ bots keep.",
+        description="Inspect and repair the gateway sessions that QQ bots keep.",
         epilog="Exit codes: 0 done, 1 not there or not resumable or doctor found a problem, "
         "2 usage, 3 storage out of reach, 4 some accounts failed, 5 the answer could not be "
         "printed, 70 a bug of ours, 130 interrupted.",
@@ -149,7 +149,7 @@ def _add_looking(command: _Command) -> None:
     command(
         "doctor",
         "looking:examine",
-        "Say what would keep sessions from being kept, and what to do.",
+        "Check what could make the storage lose sessions, and what to do.",
     )
 
 
@@ -190,7 +190,7 @@ def _seconds(text: str) -> float | None:
     with contextlib.suppress(ValueError):
         if 0 <= (value := float(text)) < math.inf:
             return value
-    raise argparse.ArgumentTypeError(f"it is seconds, or 'never', not {text!r}")
+    raise argparse.ArgumentTypeError(f"must be seconds or 'never', not {text!r}")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -198,4 +198,4 @@ def _shard(text: str) -> tuple[int, int]:
     try:
         return int(shard_id), int(count)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"it is ID,COUNT as in 0,1, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be ID,COUNT, such as 0,1, not {text!r}") from None

@@ -118,7 +118,7 @@ def _confirm(question: str) -> None:
 
 
 async def cleanup(storage: Storage, options: argparse.Namespace) -> int:
-    """Remove what is ours and of no use; name and leave what another program may have put there."""
+    """Remove our expired and corrupt records; name and leave other programs' files."""
     garbage: list[tuple[str, bytes, Row]] = []
     strangers: list[Row] = []
     async for key, data, row in scanned(storage, options.max_age):
@@ -161,7 +161,7 @@ def _print_plan(garbage: list[Row], strangers: list[Row], options: argparse.Name
 def _say_strangers(strangers: list[Row]) -> None:
     for row in strangers[:_NAMED]:
         name = shown(row.account, 100)
-        say(f"left {name}: it is no session, so another program's; --yes removes it")
+        say(f"left {name}: it holds no session and belongs to another program; --yes removes it")
     if len(strangers) > _NAMED:
         say(f"left {len(strangers) - _NAMED} more of the kind")
 
@@ -190,7 +190,7 @@ async def copy(options: argparse.Namespace) -> int:
     else:
         out(
             f"copied {done.copied}; {done.same} were there already, {done.kept} are newer there, "
-            f"{done.unreadable} are no records"
+            f"{done.unreadable} are not records"
         )
     return PARTLY if done.failures else DONE
 

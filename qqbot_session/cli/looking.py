@@ -1,4 +1,4 @@
-"""`list`, `show`, `why` and `doctor`: they read the records themselves, and change nothing."""
+"""`list`, `show`, `why` and `doctor`: they read the records themselves and change nothing."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ async def _explain(storage: Storage, options: argparse.Namespace) -> tuple[Row, 
     verdict = judge(verdict, now=time.time(), max_age=options.max_age, asked=asked)
     found = replace(row(account, verdict), detail=verdict.words)
     if found.age is not None and found.age < 0 and found.status == "expired":
-        return found, "A clock was wrong, on this machine or on the one that wrote it: use NTP."
+        return found, "A clock was wrong, on this machine or the one that wrote it: use NTP."
     state = verdict.state
     if found.status == "resumes" and state is not None and state.failed_resumes >= _MAX_RESUMES:
         detail = f"its last {state.failed_resumes} Resumes were refused or left unanswered"
@@ -225,10 +225,10 @@ async def _explain(storage: Storage, options: argparse.Namespace) -> tuple[Row, 
 
 
 _ADVICE = {
-    "unreadable": "Mend that first: the bot tries for two seconds and then Identifies.",
+    "unreadable": "Fix that first: the bot tries for two seconds and then Identifies.",
     "absent": "`list --all` shows the ids that are there; a shard's looks like 102000000-0-1.",
-    "corrupt": "The next connection writes a good one; if it comes again, look at the disk.",
-    "foreign": "Somebody renamed or copied a record; `clear` the id it stands under.",
+    "corrupt": "The next connection replaces it. If it happens again, check the disk.",
+    "foreign": "Somebody renamed or copied a record: `clear` the account that was asked for.",
     "no session": "The gateway ended that session, or never sent READY; the next READY brings "
     "another.",
     "expired": "The bot was down, or wrote nothing, for that long. Restart it sooner, or give "
