@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import subprocess
 import sys
@@ -169,8 +170,8 @@ async def test_a_fleet_that_starts_is_read_in_few_calls(
     shared.ask("CONFIG", "RESETSTAT")
     found = await asyncio.gather(*[storage.read(account_id) for account_id in batch])
     assert found == list(batch.values())
-    calls = shared.ask("INFO", "commandstats")
-    assert b"cmdstat_evalsha:calls=4," in calls or b"cmdstat_eval:calls=1," in calls
+    calls = re.findall(rb"cmdstat_eval(?:sha)?:calls=(\d+)", shared.ask("INFO", "commandstats"))
+    assert 4 <= sum(map(int, calls)) <= 6  # the first ones learn whether the server knows flags
     await storage.commit({"0": b"newer"})
     assert await storage.read("0") == b"newer"
 
@@ -183,7 +184,7 @@ async def test_a_read_that_is_cancelled_takes_no_other_with_it(storage: RedisSto
     assert await other == b"b"
     other = asyncio.ensure_future(storage.read("b"))
     await asyncio.sleep(0)
-    storage._here().lines["read", ""]._latest.cancel()  # type: ignore[union-attr]  # "cancel all tasks" does
+    storage._here().lines["read"]._latest.cancel()  # type: ignore[union-attr]  # "cancel all tasks" does
     with pytest.raises(ConnectionError, match="cancelled"):
         await other
 

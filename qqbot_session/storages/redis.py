@@ -233,19 +233,20 @@ class _Line:
 
     def __init__(self, call: Callable[[list[Any]], Awaitable[Sequence[Any]]]) -> None:
         self._call = call
+        self._loop = asyncio.get_running_loop()
         self._open: _Batch | None = None  # what the next call asks for
         self._latest: asyncio.Task[Sequence[Any]] | None = None
 
-    async def ask(self, item: Any) -> Any:
-        """Return the item's answer, or raise its error."""
+    def ask(self, item: Any) -> asyncio.Future[Any]:
+        """Return what will be the item's answer, or its error."""
         batch = self._open
         if batch is None or len(batch) >= _PAGE:
             batch = self._open = []
             self._latest = asyncio.ensure_future(self._run(self._latest, batch))
             self._latest.add_done_callback(functools.partial(self._answer, batch))
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = self._loop.create_future()
         batch.append((item, answer))
-        return await answer
+        return answer
 
     async def _run(
         self, before: asyncio.Task[Sequence[Any]] | None, batch: _Batch
@@ -286,11 +287,12 @@ class _Here:
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self.in_cluster = is_cluster(client)
         self.former: Any = None  # before we knew that the server is one of a cluster
         self.name = secrets.token_hex(8).encode()
         self.number = 0  # of the latest write
         self.latest: asyncio.Future[Mapping[str, Exception]] | None = None
-        self.lines: dict[tuple[str, str], _Line] = {}
+        self.lines: dict[str, _Line] = {}  # by kind of call and node
         self.clocks: dict[str, tuple[float, float]] = {}  # theirs less ours, and when it was asked
         self.tokens: dict[str, str] = {}  # of the leases acquired here
         self.until: dict[str, float] = {}  # monotonic; nobody else can have the lease before
@@ -302,10 +304,6 @@ class _Here:
             lambda: asyncio.Semaphore(_AT_ONCE)
         )
         self.ask_sentinel = 0.0  # monotonic; when to do so again
-
-    @property
-    def in_cluster(self) -> bool:
-        return is_cluster(self.client)
 
     def node(self, key: bytes) -> str:
         """Return the name of the server that has the key."""
@@ -379,9 +377,8 @@ class RedisStorage:
             OSError: it cannot be read; `TimeoutError` and `ConnectionError` are such.
         """
         key = self._key(account_id)
-        line = await self._line("read", key, lambda here: lambda keys: self._read(here, keys))
         try:
-            found: bytes | None = await line.ask(key)
+            found: bytes | None = await self._together("read", key, key)
         except _ServerError as error:
             raise OSError(f"the record of {account_id!r} cannot be read: {error}") from None
         return found
@@ -434,8 +431,7 @@ class RedisStorage:
     async def discard(self, key: str, expected: bytes) -> bool:
         """Delete a record if it is still `expected`."""
         at = self._key(key)
-        line = await self._line("discard", at, lambda here: lambda all_: self._discard(here, all_))
-        return bool(await line.ask((at, expected)))
+        return bool(await self._together("discard", at, (at, expected)))
 
     async def sweep(self, older_than: float) -> int:
         """Do nothing: the server drops what has expired."""
@@ -631,6 +627,7 @@ class RedisStorage:
         if not here.in_cluster:
             here.former = here.client  # others may be using it
             here.client = cluster_client_of(self._url, self._timeout)
+            here.in_cluster = True
             here.clocks.clear()
 
     # Calls
@@ -660,18 +657,22 @@ class RedisStorage:
             with contextlib.suppress(Exception):
                 await here.client.connection_pool.disconnect(inuse_connections=False)
 
-    async def _line(
-        self, name: str, key: bytes, call: Callable[[_Here], Callable[[list[Any]], Any]]
-    ) -> _Line:
-        """Return the line of a kind of call to the server that has the key."""
+    async def _together(self, kind: str, key: bytes, item: Any) -> Any:
+        """Ask the server that has the key, in one call with what else is asked for just now."""
         here = self._here()
+        node = ""
         if here.in_cluster:
             await self._ready(here)
-        which = (name, here.node(key) if here.in_cluster else "")
-        line = here.lines.get(which)
+            node = here.node(key)
+        line = here.lines.get(kind + node)
         if line is None:
-            line = here.lines[which] = _Line(call(here))
-        return line
+            calls: dict[str, Any] = {
+                "read": self._read,
+                "discard": self._discard,
+                "take": self._take_all,
+            }
+            line = here.lines[kind + node] = _Line(functools.partial(calls[kind], here))
+        return await line.ask(item)
 
     async def _each(
         self,
@@ -911,8 +912,7 @@ class RedisStorage:
 
     async def _take(self, account_id: str, kind: str, token: str, ttl: float) -> int:
         key = self._lease(account_id)
-        line = await self._line("lease", key, lambda here: lambda all_: self._take_all(here, all_))
-        return int(await line.ask((key, kind, token, round(ttl * 1000))))
+        return int(await self._together("take", key, (key, kind, token, round(ttl * 1000))))
 
     async def _take_all(self, here: _Here, wanted: list[tuple[Any, ...]]) -> Sequence[Any]:
         async def take(some: list[tuple[Any, ...]]) -> Sequence[Any]:

@@ -110,7 +110,7 @@ async def look(storage: str, record: Record, name: str) -> None:
             found = {key: decode(data).last_seq async for key, data in looking.scan()}
             record.say("listed", found, None, began)
         except (OSError, sqlite3.Error) as error:
-            record.say("not listed", str(error))
+            record.say("not listed", None, str(error))
         finally:
             await looking.aclose()
         await asyncio.sleep(random.uniform(0, 0.2))
