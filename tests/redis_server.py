@@ -57,6 +57,13 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
+    @classmethod
+    def at(cls, port: int) -> Self:
+        """Return what asks a server that was started otherwise."""
+        server = cls.__new__(cls)
+        server.port = port
+        return server
+
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
@@ -157,6 +164,8 @@ def redis_sentinel(master: RedisServer, quorum: int = 1) -> Iterator[int]:
         [binary(), str(file), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
+        while not RedisServer.at(port)._answers():
+            time.sleep(0.01)
         yield port
     finally:
         process.kill()

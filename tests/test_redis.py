@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import re
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -21,6 +25,7 @@ from redis_server import RedisServer, free_port, redis_cluster, redis_sentinel
 from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
 from qqbot_session.storages import RedisStorage, storage_of
 from qqbot_session.storages.redis_client import namelessly
+from qqbot_session.storages.redis_doctor import COMMANDS
 from qqbot_session.testing.storage_contract import CHECKS, LEASING_CHECKS, Check
 
 redis_asyncio = pytest.importorskip("redis.asyncio")
@@ -189,6 +194,82 @@ async def test_a_read_that_is_cancelled_takes_no_other_with_it(storage: RedisSto
         await other
 
 
+async def test_a_client_with_few_connections_makes_calls_wait_in_line(shared: RedisServer) -> None:
+    """redis-py raises where others wait."""  # promise 27
+    client = redis_asyncio.from_url(shared.url, max_connections=1, **QUIET)
+    storage = RedisStorage(client, prefix=secrets.token_hex(4))
+    batch = {f"{number}": b"%d" % number for number in range(50)}
+    calls = [storage.commit({id_: data}) for id_, data in batch.items()]
+    leases = [storage.acquire(id_, "token", 60.0) for id_ in batch]
+    assert all([*await asyncio.gather(*leases)])
+    assert await asyncio.gather(*calls) == [{}] * 50
+    found = asyncio.gather(*[storage.read(id_) for id_ in batch])
+    assert await records(storage) == batch
+    assert await found == list(batch.values())
+    await client.aclose()
+
+
+def test_a_loop_may_leave_open_what_the_next_one_uses(shared: RedisServer) -> None:
+    # promise 25
+    mine = RedisStorage(shared.url, prefix=secrets.token_hex(4))
+    client = redis_asyncio.from_url(shared.url, **QUIET)
+    given = RedisStorage(client, prefix=secrets.token_hex(4))
+
+    async def use(storage: RedisStorage, number: int) -> None:
+        assert await storage.read("a") == (b"%d" % (number - 1) if number else None)
+        assert await storage.commit({"a": b"%d" % number}) == {}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for storage in (mine, given):
+            for number in range(3):
+                asyncio.run(use(storage, number))
+        asyncio.run(mine.aclose())
+        del mine, given, client, storage
+        gc.collect()
+
+
+async def test_a_client_that_serves_another_loop_says_so(shared: RedisServer) -> None:
+    async with redis_asyncio.from_url(shared.url, **QUIET) as client:
+        storage = RedisStorage(client, prefix=secrets.token_hex(4))
+        await storage.commit({"a": b"a"})
+        with pytest.raises(ConnectionError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, storage.read("a"))
+        assert await storage.read("a") == b"a"
+
+
+def test_a_user_that_may_do_what_the_page_says_can_do_all_there_is(server: RedisServer) -> None:
+    """And one that lacks any of it can not."""
+    for page in ("storages.md", "storages.zh.md"):
+        text = (Path(__file__).parent.parent / "docs" / page).read_text("utf-8")
+        (line,) = [line for line in text.splitlines() if line.startswith("ACL SETUSER")]
+        words = line.split()
+        assert {word[1:] for word in words if word.startswith("+")} == set(COMMANDS)
+    words = ["ACL", "SETUSER", "bots", "on", ">right", "~contract*"]
+    assert server.ask(*words, *[f"+{name}" for name in COMMANDS]) == b"+OK\r\n"
+    url = server.url.replace("//", "//bots:right@")
+    for number, check in enumerate([*CHECKS, *LEASING_CHECKS]):
+        asyncio.run(check(lambda number=number: RedisStorage(url, prefix=f"contract-{number}")))
+
+
+async def test_a_refusal_is_none_of_the_servers_health(server: RedisServer) -> None:
+    server.ask("ACL", "SETUSER", "bots", "on", ">right", "~*", "+@read", "+@write", "+@scripting")
+    async with closing(RedisStorage(server.url.replace("//", "//bots:right@"))) as storage:
+        (said,) = [said async for said in storage.examine()]
+    assert said[:2] == ("problem", "server")
+    assert said[2].startswith("refuses: ")
+    assert "+time" in said[3]
+
+
+async def test_a_lease_that_was_given_up_is_not_held(storage: RedisStorage) -> None:
+    assert await storage.acquire("held", "token", 60.0)
+    assert await storage.acquire("given up", "token", 60.0)
+    await storage.release("given up", "token")
+    assert [name async for name in storage.held()] == ["held"]
+    said = [text async for _, subject, text, _ in storage.examine() if subject == "leases"]
+    assert said == ["1 held: held"]
+
+
 # What happens to servers
 
 
@@ -237,6 +318,63 @@ async def test_a_write_that_failed_in_a_stopped_server_has_no_effect_later(
             assert await storage.read("a") == b"before"
             assert await storage.read("b") == b"before"
         assert await storage.commit({"a": b"after"}) == {}
+
+
+async def test_reads_that_failed_together_are_forgotten_when_the_server_is_back(
+    server: RedisServer,
+) -> None:
+    """Also for those that waited behind them."""  # promise 10
+    async with closing(RedisStorage(server.url, timeout=SHORT)) as storage:
+        await storage.commit({"0": b"0", "1": b"1"})
+        for _ in range(2):
+            server.stop()
+            reads = []
+            for number in range(6):
+                reads.append(asyncio.ensure_future(storage.read(f"{number % 2}")))
+                await asyncio.sleep(SHORT / 4)
+            failed = await asyncio.gather(*reads, return_exceptions=True)
+            assert all(isinstance(error, TimeoutError) for error in failed[:4])
+            server.go_on()
+            for _ in range(3):
+                assert await asyncio.gather(storage.read("0"), storage.read("1")) == [b"0", b"1"]
+
+
+async def test_records_are_read_while_writes_are_paused(server: RedisServer) -> None:
+    """As during a failover or an upgrade; the first call of a process included."""
+    async with closing(RedisStorage(server.url, timeout=5.0)) as storage:
+        await storage.commit({"a": b"a"})
+    (version,) = re.findall(rb"\nredis_version:(\d+)", server.ask("INFO", "server"))
+    if int(version) < 7:
+        pytest.skip("this server pauses what may write, and knows no script that only reads")
+    server.ask("CLIENT", "PAUSE", "60000", "WRITE")
+    async with closing(RedisStorage(server.url, timeout=5.0)) as storage:
+        assert await storage.read("a") == b"a"
+        assert await records(storage) == {"a": b"a"}
+    server.ask("CLIENT", "UNPAUSE")
+
+
+async def test_an_old_master_that_says_so_within_another_text_is_left() -> None:
+    """As Redis 6 does of what a script was refused."""
+
+    class Client:
+        dropped = 0
+
+        @property
+        def connection_pool(self) -> Self:
+            return self
+
+        async def execute_command(self, *words: object, **options: object) -> object:
+            raise RuntimeError("Error running script: @user_script:5: -READONLY You can't write")
+
+        async def disconnect(self, inuse_connections: bool = True) -> None:
+            Client.dropped += 1
+
+        async def aclose(self) -> None:
+            pass
+
+    with pytest.raises(ConnectionError, match="READONLY"):
+        await RedisStorage(Client()).commit({"a": b"a"})
+    assert Client.dropped
 
 
 async def test_a_hung_server_costs_one_time_out_per_call(server: RedisServer) -> None:
@@ -448,6 +586,67 @@ async def test_a_renewal_that_was_stopped_past_its_time_takes_nothing(server: Re
         assert server.ask("EXISTS", "qqbot_session:{a}:lease") == b":0\r\n"
 
 
+async def test_a_lease_of_which_the_server_knows_nothing_is_waited_for(
+    server: RedisServer,
+) -> None:
+    """Whatever emptied the server: no body begins while another may run."""  # promise 28
+    spans: dict[str, list[float]] = {}
+
+    async def hold(who: str, ttl: float) -> None:
+        async with AsyncSessionStore(server.url) as store, store.lease("bot", ttl=ttl):
+            spans[who] = [time.monotonic()]
+            await asyncio.sleep(2 * ttl)
+            spans[who].append(time.monotonic())
+
+    began = time.monotonic()
+    first = asyncio.create_task(hold("first", 1.0))
+    while "first" not in spans:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    assert spans["first"][0] - began > 0.9  # that it is the very first nobody can know
+    server.ask("FLUSHALL")
+    second = asyncio.create_task(hold("second", 1.0))
+    await asyncio.gather(first, second)
+    assert spans["second"][0] > spans["first"][1]
+    began = time.monotonic()
+    await hold("third", 1.0)
+    assert spans["third"][0] - began < 0.9  # the one before gave it up
+
+
+async def test_a_step_of_the_servers_clock_ends_no_lease(
+    server: RedisServer, storage: RedisStorage
+) -> None:
+    # promises 11, 28
+    async with closing(RedisStorage(server.url)) as storage:
+        assert await storage.acquire("a", "one", 60.0)
+        assert await storage.renew({"a": "one"}, 60.0) == {}
+        clocks = storage._here().clocks
+        for step in (3600.0, -3600.0):
+            for forgotten in (False, True):
+                ((node, (offset, asked)),) = clocks.items()
+                clocks[node] = (offset - step, asked)
+                if forgotten:
+                    server.ask("DEL", "qqbot_session:{a}:lease")
+                assert await storage.renew({"a": "one"}, 60.0) == {}
+
+
+async def test_a_lease_of_another_type_fails_its_account_alone(
+    shared: RedisServer, storage: RedisStorage
+) -> None:
+    # promise 27
+    for key in ("bad", "worse"):
+        shared.ask("RPUSH", f"{storage.prefix}:{{{key}}}:lease", "x")
+    failures = await storage.commit({"bad": b"1", "good": b"1", "worse": b"1"})
+    assert set(failures) == {"bad", "worse"}
+    assert all("WRONGTYPE" in str(error) for error in failures.values())
+    assert set(await storage.commit({"bad": b"1"})) == {"bad"}
+    assert await storage.read("good") == b"1"
+    tried = [storage.acquire(name, "token", 60.0) for name in ("bad", "good")]
+    bad, good = await asyncio.gather(*tried, return_exceptions=True)
+    assert isinstance(bad, OSError)
+    assert good is True
+    assert set(await storage.renew({"bad": "token", "good": "token"}, 60.0)) == {"bad"}
+
+
 # Clusters
 
 
@@ -455,6 +654,50 @@ async def test_a_renewal_that_was_stopped_past_its_time_takes_nothing(server: Re
 def cluster() -> Iterator[list[RedisServer]]:
     with redis_cluster() as masters:
         yield masters
+
+
+async def test_a_clusters_client_may_be_cold_and_have_few_connections(
+    cluster: list[RedisServer],
+) -> None:
+    # promises 25, 27
+    batch: dict[str, bytes | None] = {f"account-{number}": b"1" for number in range(300)}
+    for _ in range(2):
+        async with redis_asyncio.RedisCluster(
+            host="127.0.0.1", port=cluster[0].port, max_connections=3, **QUIET
+        ) as client:
+            storage = RedisStorage(client)
+            seen = await records(storage)
+            assert seen in ({}, batch)
+            found = await asyncio.gather(*[storage.read(account_id) for account_id in batch])
+            assert found == [seen.get(account_id) for account_id in batch]
+            assert await storage.commit(batch) == {}
+    other = RedisStorage(redis_asyncio.from_url(cluster[0].url, **QUIET))
+    for call in (lambda: other.commit(batch), lambda: records(other)):
+        with pytest.raises(ConnectionError, match="one of a cluster"):
+            await call()
+    await other.client.aclose()
+
+
+async def test_a_node_that_hangs_fails_its_accounts_alone(cluster: list[RedisServer]) -> None:
+    # promise 27
+    async with closing(RedisStorage(cluster[0].url, timeout=1.5)) as storage:
+        batch: dict[str, bytes | None] = {f"account-{number}": b"1" for number in range(60)}
+        assert await storage.commit(batch) == {}
+        here = storage._here()
+        at = {id_: here.node(storage._key(id_)).rpartition(":")[2] for id_ in batch}
+        lost = {id_ for id_, port in at.items() if port == str(cluster[2].port)}
+        assert 0 < len(lost) < len(batch)
+        cluster[2].stop()
+        assert set(await storage.commit(dict.fromkeys(batch, b"2"))) == lost
+        for account_id in batch.keys() - lost:
+            assert await storage.read(account_id) == b"2"
+        answers = await asyncio.gather(
+            *[storage.read(account_id) for account_id in batch], return_exceptions=True
+        )
+        failed = {id_ for id_, each in zip(batch, answers, strict=True) if each != b"2"}
+        assert failed == lost
+        cluster[2].go_on()
+        assert await storage.commit(dict.fromkeys(batch, b"3")) == {}
 
 
 @pytest.mark.slow
@@ -512,3 +755,31 @@ async def test_sentinels_client_keeps_the_contract(check: Check, sentinel: int) 
         await check(lambda: RedisStorage(client, prefix=prefix))
     for each in sentinels.sentinels:
         await each.aclose()
+
+
+@pytest.mark.slow
+async def test_a_planned_failover_is_noticed_as_soon_as_sentinel_tells() -> None:
+    """The old master goes on answering OK for ten seconds more."""  # promise 28
+
+    async def until(met: Callable[[], bool]) -> None:
+        while not met():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+    with RedisServer() as old, RedisServer() as new, redis_sentinel(old) as port:
+        new.ask("REPLICAOF", "127.0.0.1", str(old.port))
+        sentinel = RedisServer.at(port)
+        where = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "bots")
+        sentinels = redis_asyncio.Sentinel([("127.0.0.1", port)], sentinel_kwargs=QUIET)
+        async with sentinels.master_for("bots", **QUIET) as client, asyncio.timeout(60):
+            await until(lambda: str(old.port).encode() in sentinel.ask(*where))
+            storage = RedisStorage(client)
+            assert await storage.acquire("a", "token", 60.0)
+            await until(lambda: b"OK" in sentinel.ask("SENTINEL", "FAILOVER", "bots"))
+            await until(lambda: str(new.port).encode() in sentinel.ask(*where))
+            await asyncio.sleep(1.1)  # what Sentinel is asked for at most once in
+            assert await storage.renew({"a": "token"}, 60.0) == {}
+            assert await storage.commit({"a": b"after"}) == {}
+            assert b"after" in new.ask("GET", "qqbot_session:{a}")
+            assert b"token" in new.ask("GET", "qqbot_session:{a}:lease")
+        for each in sentinels.sentinels:
+            await each.aclose()

@@ -80,7 +80,7 @@ class _Script:
 
 
 # The keys are there to learn whether they may be of different slots.
-_TIME = _Script("return redis.call('TIME')")
+_TIME = _Script("return redis.call('TIME')", reads=True)
 
 # KEYS: the number of the latest write, then record and lease of each account. ARGV: number, its
 # life in ms, deadline in ms since the epoch, the records' life in ms or '', for each account one
@@ -447,9 +447,10 @@ class RedisStorage:
         here = self._here()
         asked = time.monotonic()
         until, doubt = here.until.get(account_id, 0.0), here.doubts.get(account_id)
-        kind = "w" if until > asked else "t" if until + ttl > asked else "c"
-        if kind == "c" and doubt is not None and doubt <= asked:
-            kind = "o"
+        if doubt is not None:
+            kind = "c" if doubt > asked else "o"
+        else:
+            kind = "w" if until > asked else "t" if until + ttl > asked else "c"
         left = await self._take(account_id, kind, token, ttl)
         if left >= 0:
             here.doubts.pop(account_id, None)
