@@ -537,7 +537,7 @@ class RedisStorage:
                 if isinstance(token, bytes) and token:  # not one that was given up
                     yield (
                         self._account_of(key.removesuffix(_LEASE)),
-                        token.decode("utf-8", "replace"),
+                        _text(token).removeprefix("?"),
                     )
 
     # Keys: an id is quoted, so that whatever it holds it is one hash tag, and nothing to MATCH.
