@@ -223,7 +223,7 @@ async def restart(build: Build, number: signal.Signals) -> Outcome:
         await bot.online(2)
         await emit(qq, range(29, 41), gap=0.01)
         await bot.until(lambda bot: set(bot.handled) >= set(range(29, 41)))
-        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 41)), 1.0)
+        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 41)), 3.0)
         last_status = await bot.stop(signal.SIGTERM)
         outcome = await _outcome(bot, range(1, 41))
         outcome.status, outcome.took = status or last_status, took
@@ -240,7 +240,7 @@ async def slow_handlers(build: Build) -> Outcome:
         await bot.stop(signal.SIGKILL)
         await bot.start(longest=0.1)
         await bot.online(2)
-        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 21)), 3.0)
+        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 21)), 8.0)
         await bot.stop(signal.SIGTERM)
         return await _outcome(bot, range(1, 21))
 
