@@ -298,6 +298,21 @@ async def test_a_login_is_tried_again_until_qq_is_there(
     assert len(qq.identifies) == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "passes"),
+    [
+        ({"code": 100017, "message": "too often"}, True),
+        ({"code": 500, "message": "out of order"}, True),
+        ({"code": 100016, "message": "invalid appid or secret"}, False),
+        ({"code": 100007, "message": "appid invalid"}, False),
+    ],
+)
+async def test_only_a_wrong_bot_is_refused_by_the_token_endpoint(answer: Any, passes: bool) -> None:
+    """botpy makes a RuntimeError of every answer without a token."""
+    assert integration._may_pass(RuntimeError(str(answer))) is passes
+    assert integration._may_pass(RuntimeError("the HTTP client is closed")) is False
+
+
 async def test_a_session_is_resumed_where_it_was_if_qq_does_not_say_where_the_gateway_is(
     local: Any, directory: Path
 ) -> None:

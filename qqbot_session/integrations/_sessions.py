@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from ..store import AsyncSessionStore, LoadDetails
 Sessions: TypeAlias = AsyncSessionStore | Storage | str | os.PathLike[str] | None
 Loads: TypeAlias = dict[str, LoadDetails]
 
+_WRONG_BOT = re.compile(r"\b(100016|100007|10004)\b")  # QQ's codes
 _LONGEST_WAIT = 30.0  # seconds between two tries to log in; our choice
 
 _lines: dict[tuple[object, str], asyncio.Task[object]] = {}  # of this process
@@ -89,6 +91,11 @@ def known_address(gateway: GatewaySession, api_url: str) -> str | None:
         return None
     is_safe = address.startswith("wss://") or not api_url.startswith("https://")
     return address if is_safe and (host == own or host.endswith(".qq.com")) else None
+
+
+def is_wrong_bot(error: BaseException) -> bool:
+    """Whether the token endpoint refused the app id or the secret; frameworks drop its code."""
+    return _WRONG_BOT.search(str(error)) is not None
 
 
 def _place(sessions: Sessions) -> object:

@@ -39,7 +39,7 @@ from typing import Any, TypeAlias
 from ._shapes import missing, require, require_fields
 
 try:
-    from qqbot_agent_sdk import DEFAULT_INTENTS, QQWebSocket, WSCallbacks
+    from qqbot_agent_sdk import DEFAULT_INTENTS, QQApiClient, QQWebSocket, WSCallbacks
 except ModuleNotFoundError as error:
     here = "qqbot_session.integrations.agent_sdk"
     raise missing(here, "agent-sdk", "qqbot-agent-sdk") from error
@@ -91,13 +91,17 @@ async def remember(
         until: when a message counts as handled: `"handled"`, at the end of its callback;
             `"answered"`, when QQ accepted an answer to it, or 60 s after its callback ended; or
             `qqbot_session.answers.Answers(…)` with other limits.
-        api: the `QQApiClient` that sends the answers; needed for `"answered"`. With `Answers` you
-            may call its `sent` yourself instead.
+        api: the `QQApiClient` that sends the answers; by default the one whose `get_token` the
+            callbacks have. With `Answers` you may call its `sent` yourself instead.
 
     Raises:
         ValueError: `until` is `"answered"`, and there is no `api`.
     """
     answers = answers_for(until)
+    if api is None and isinstance(
+        owner := getattr(callbacks.get_token, "__self__", None), QQApiClient
+    ):
+        api = owner
     if api is not None and answers is not None:
         _note_answers(api, answers)
     elif until == "answered":

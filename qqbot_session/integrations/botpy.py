@@ -49,7 +49,7 @@ from ..shard import check_options
 from ..words import Secret
 from ._botpy_life import Life, known_gateway, started_now, tell
 from ._console import console_line
-from ._sessions import Sessions, waits
+from ._sessions import Sessions, is_wrong_bot, waits
 
 _HERE = "qqbot_session.integrations.botpy"
 require(
@@ -359,7 +359,6 @@ def _check(until: Until, grace: float) -> None:
 
 
 _OUTAGES = ("ServerError", "SequenceNumberError", "RateLimitError", "TransportError")
-_TOO_OFTEN = ("100001", "100017")  # QQ's codes, in what botpy raises of the token endpoint
 
 
 def _may_pass(error: Exception) -> bool:
@@ -371,7 +370,9 @@ def _may_pass(error: Exception) -> bool:
         return status >= 500 or status in (408, 429)
     if isinstance(error, TypeError | AttributeError):
         return "NoneType" in str(error)  # what botpy makes of a call that timed out
-    return kind.__name__ in _OUTAGES or any(code in str(error) for code in _TOO_OFTEN)
+    if kind is RuntimeError and str(error).startswith("{"):  # the token endpoint's answer
+        return not is_wrong_bot(error)
+    return kind.__name__ in _OUTAGES
 
 
 def _masked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -26,7 +26,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -65,7 +64,7 @@ from ..shard import ShardRunner, Socket, account_id_for, open_gateway
 from ..store import AsyncSessionStore
 from ..words import Secret, shown
 from ._console import Console, console_line
-from ._sessions import Loads, known_address, only_line, waits
+from ._sessions import Loads, is_wrong_bot, known_address, only_line, waits
 
 _HERE = "qqbot_session.integrations.nonebot"
 require(
@@ -363,13 +362,10 @@ async def _access_token(bot: Bot, new: bool) -> str:
     return Secret(await bot.get_access_token())
 
 
-_WRONG_BOT = re.compile(r"\b(100016|100007|10004)\b")  # QQ's codes for a wrong id or secret
-
-
 def _is_refusal(error: Exception) -> bool:
     """Whether another try is no use; NoneBot says "network error" of a wrong secret, too."""
     status = getattr(error, "status_code", None)
-    return status in (401, 403) or _WRONG_BOT.search(str(error)) is not None
+    return status in (401, 403) or is_wrong_bot(error)
 
 
 def _tell(level: int, text: str, stacklevel: int = 1) -> None:

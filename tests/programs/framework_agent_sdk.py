@@ -63,7 +63,7 @@ async def main() -> None:
             from qqbot_session.integrations.agent_sdk import remember
 
             until = "answered" if "answered" in BUILD else "handled"
-            callbacks = await remember(callbacks, store, app_id=APP_ID, until=until, api=api)
+            callbacks = await remember(callbacks, store, app_id=APP_ID, until=until)
         socket = QQWebSocket(callbacks)
         socket.start(await api.get_gateway_url(), loop)
         await stop.wait()
