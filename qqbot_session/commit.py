@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
@@ -132,6 +133,7 @@ class GroupCommit:
         self._clock = clock
         self._on_write = on_write
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process: int | None = None  # the loop's
         self._on_end = self._end  # made once, and not per account
         self._context = Context()  # nobody's: the first saver's would live as long as the account
         self._keepers: dict[str, Keeper] = {}
@@ -155,10 +157,14 @@ class GroupCommit:
         except RuntimeError:
             raise WrongEventLoopError("a session store needs a running event loop") from None
         if self._loop is None:
-            self._loop = loop
+            self._loop, self._process = loop, os.getpid()
         elif self._loop is not loop:
             raise WrongEventLoopError(f"this store belongs to {self._loop!r}, not to {loop!r}")
         return loop
+
+    def is_ours(self) -> bool:
+        """Whether this process saved here: not if it was forked from the one that did."""
+        return self._process in (None, os.getpid())
 
     # What the store asks for
 

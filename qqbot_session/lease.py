@@ -30,6 +30,7 @@ from contextlib import AbstractAsyncContextManager
 from .errors import LeaseLostError, StoreClosedError
 from .guard import TASK_NAME, Patience, begin, outcome
 from .logs import say
+from .state import check_seconds
 from .storages.base import LeasingStorage, Storage
 from .storages.holders import new_token
 
@@ -93,11 +94,8 @@ class Leases:
                 f"a lease needs a storage that refuses late writes, such as SQLite or Redis;"
                 f" {self._storage!r} cannot"
             )
-        if not isinstance(ttl, int | float) or isinstance(ttl, bool):
-            raise TypeError(f"ttl must be seconds as a float, not {ttl!r}")
-        if not _SHORTEST <= ttl < float("inf"):
-            raise ValueError(f"ttl must be finite and at least {_SHORTEST:g} s, not {ttl!r}")
-        return self._hold(self._storage, account_id, float(ttl))
+        ttl = check_seconds("ttl", ttl, least=_SHORTEST)
+        return self._hold(self._storage, account_id, ttl)
 
     async def aclose(self, closer: asyncio.Task[object] | None) -> None:
         """End every body and every wait, and give up what is held.

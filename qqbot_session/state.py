@@ -89,6 +89,15 @@ def check_state(value: object) -> SessionState:
     return SessionState(**{each.name: getattr(value, each.name) for each in fields(SessionState)})
 
 
+def check_seconds(name: str, value: object, *, least: float = 0.0) -> float:
+    """Return a duration in seconds as a `float`."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be seconds as a float, not {_shown(value)}")
+    if not least <= value < math.inf:  # false for NaN too
+        raise ValueError(f"{name} must be finite and at least {least:g} s, not {_shown(value)}")
+    return float(value)
+
+
 def shortened(session_id: str | None) -> str:
     """Return what may be shown of a session id, quoted: whoever has all of it can Resume."""
     return repr(session_id if not session_id else f"{session_id[:4]}…")

@@ -55,6 +55,7 @@ from .state import (
     check_app_id,
     check_intents,
     check_last_seq,
+    check_seconds,
     check_shard,
     check_state,
 )
@@ -137,9 +138,9 @@ class AsyncSessionStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._closed = True  # for `__del__`, should a check raise
-        _check_seconds("debounce", debounce)
+        check_seconds("debounce", debounce)
         if max_age is not None:
-            _check_seconds("max_age", max_age)
+            check_seconds("max_age", max_age)
         for name, value in (("on_write", on_write), ("on_load", on_load), ("clock", clock)):
             if not callable(value) and (value is not None or name == "clock"):
                 raise TypeError(f"{name} must be callable, not {value!r}")
@@ -196,7 +197,7 @@ class AsyncSessionStore:
             say(logging.ERROR, "%s", error)
 
     def __del__(self) -> None:
-        if not self._closed and (unsaved := self._ledger.unsaved()):
+        if not self._closed and self._commit.is_ours() and (unsaved := self._ledger.unsaved()):
             names = name_some([account.id for account in unsaved])
             say(logging.ERROR, "never closed, and unsaved: %s", names)
             message = f"unsaved and never closed: {self!r}"
@@ -864,10 +865,3 @@ def _is_outdated(mark: Mark, gateway: Source) -> bool:
         name = name_one(gateway.account_id)
         say(logging.WARNING, "an older gateway session of %s is ignored", name)
     return True
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be seconds as a float, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be finite and not negative, not {value!r}")

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -1324,3 +1327,28 @@ async def test_closing_renews_nothing_that_is_fresh_or_never_expires(
             await store.flush()
             clock.now += later
         assert written(storage) == [1]
+
+
+def test_a_forked_process_warns_of_nothing_that_its_parent_saved(tmp_path: Path) -> None:
+    # promise 25
+    program = """
+import asyncio, gc, os, sys
+from qqbot_session import AsyncSessionStore, SessionState
+
+async def main():
+    store = AsyncSessionStore(sys.argv[1])
+    store.save_nowait(SessionState(account_id="a", session_id="s", last_seq=1))
+    child = os.fork()
+    if not child:
+        del store
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    await store.aclose()
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-W", "always", "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["session-a.json"]

@@ -44,6 +44,7 @@ except ModuleNotFoundError as error:
 
 from ..answers import Until, answers_for, being_handled
 from ..errors import describe
+from ..handlers import requests_to_cancel
 from ..lifetime import handling_signals, is_main_task, run_until_stopped
 from ..shard import check_options
 from ..words import Secret
@@ -275,7 +276,7 @@ class SessionMixin(botpy.Client):
                 level,
                 console_line("zh", "own_connect"),
             )
-        asked = _requests_to_cancel()
+        asked = requests_to_cancel()
         life = asyncio.create_task(Life(self, token).run())
         if self._qqbot_life is None or self._qqbot_life.done():
             self._qqbot_life = life
@@ -283,7 +284,7 @@ class SessionMixin(botpy.Client):
         try:
             await run_until_stopped(_end(life), signals=not self._qqbot_in_run, hand_on=hand_on)
         except asyncio.CancelledError:
-            if _requests_to_cancel() > asked:
+            if requests_to_cancel() > asked:
                 raise  # else it was `close`
 
     def _schedule_event(self, coro: Any, event_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -394,8 +395,3 @@ async def _end(life: asyncio.Task[None]) -> None:
             if asked > 1 or not life.cancelling():
                 life.cancel()
     life.result()
-
-
-def _requests_to_cancel() -> int:
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()

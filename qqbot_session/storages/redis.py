@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ..errors import LeaseLostError
+from ..state import check_seconds
 from .base import READ_LIMIT, RecordChangedError, is_of
 from .redis_client import (
     ServerUrl,
@@ -348,8 +349,8 @@ class RedisStorage:
         if not isinstance(prefix, str) or not prefix:
             raise ValueError(f"prefix must be a str that is not empty, not {prefix!r}")
         if expiry is not None:
-            _check_seconds("expiry", expiry)
-        _check_seconds("timeout", timeout)
+            check_seconds("expiry", expiry, least=0.001)
+        check_seconds("timeout", timeout, least=0.001)
         self._timeout = timeout
         self.prefix = prefix
         self._url: ServerUrl | None = None
@@ -1056,10 +1057,3 @@ def _literally(prefix: bytes) -> bytes:
     for special in (b"\\", b"*", b"?", b"[", b"]"):
         prefix = prefix.replace(special, b"\\" + special)
     return prefix
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be seconds as a float, not {value!r}")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be finite and positive, not {value!r}")
