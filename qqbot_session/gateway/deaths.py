@@ -15,7 +15,7 @@ Pure: no clock, no I/O.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from ..state import MAX_INTEGER
 
@@ -62,13 +62,15 @@ class Deaths:
         """Note RESUMED: what comes from now on is new, or its number is known."""
         self.in_doubt = False
 
-    def text(self, begun: Iterable[int], is_left: Callable[[int], bool]) -> str:
+    def text(self, begun: Sequence[int], is_left: Callable[[int], bool]) -> str:
         """Return the counts, as text like `12:2,13:1`, for `restore`.
 
         Args:
             begun: the numbers whose handlers run.
             is_left: whether a number lies above the mark and was not settled.
         """
+        if not (begun or self.known or self._replayed):
+            return ""
         if self.known:
             self.known = {seq: n for seq, n in self.known.items() if is_left(seq)}
         if self._replayed:

@@ -227,8 +227,8 @@ class Watermark:
 
     def above(self) -> str:
         """Return the numbers settled above the mark, as text like `12-40,45`, for `restore`."""
-        mark = -1 if self.settled is None else self.settled
-        return self._runs.text(mark + 1)
+        mark, highs = -1 if self.settled is None else self.settled, self._runs.highs
+        return self._runs.text(mark + 1) if highs and highs[-1] > mark else ""
 
     def held(self) -> str:
         """Return how long open numbers were held, as text like `12:40,45:0`, for `restore`.
@@ -238,7 +238,8 @@ class Watermark:
         """
         if self._limit == _FOREVER:
             return ""
-        used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in self._lowest_numbers()]
+        numbers = self._lowest_numbers() if self._open or self._used else ()
+        used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in numbers]
         while used and not used[-1][1]:
             used.pop()
         if self.settled is not None and not self.is_settled(self.settled):
@@ -247,6 +248,8 @@ class Watermark:
 
     def begun(self) -> list[int]:
         """Return the lowest numbers whose handlers run."""
+        if not self._open:
+            return []
         running = (
             seq for seq, until in self._open.items() if until != inf and seq not in self._failed
         )
