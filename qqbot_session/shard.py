@@ -1,14 +1,15 @@
-"""`ShardRunner`: one shard's line, kept up, its events handled, and its session remembered.
+"""`ShardRunner`: keep one shard connected, its events handled, and its session remembered.
 
 Rules:
 
-* Protocol is `Connection`'s: the runner sends what it says, sleeps until its timer, and closes
-  when it wishes. Storage is the store's. Here are the socket, the tasks, and how they end.
+* `Connection` knows the protocol: the runner sends what it says, sleeps until its timer, and closes
+  when it asks. The store knows storage, and `Handlers` runs the handlers.
 * Every event is handled in a task of its own, so that reading never waits for a handler.
-* Only what the socket does, and what opens it, can end a line. A handler's error is logged, a
-  malformed frame is skipped, and any other error is a fault of our own: it ends `run`, so that
-  it never becomes a loop of reconnects (promise 20).
-* Time is the loop's clock, dated once per line, so that a step of the wall clock is no dead line.
+* Only the socket, and what opens it, can end a line. A handler's error is logged, a malformed frame
+  is skipped, and any other error is a bug of ours: it ends `run`, so that it cannot become a loop
+  of reconnects (promise 20).
+* Time is the loop's clock, dated once per line, so that a step of the wall clock does not look like
+  a dead line.
 * Nothing is silent: `ShardLog` has a line for every step.
 """
 
@@ -116,7 +117,7 @@ class Health:
 
 
 class ShardRunner:
-    """Keep one shard's line up, and handle every event that comes.
+    """Keep one shard connected, and handle every event that comes.
 
     Args:
         store: remembers the session; not closed here.
@@ -133,15 +134,15 @@ class ShardRunner:
             Identify, for as long as it takes: the place to pace the Identifies of many shards.
         pace: the same for many shards at once, and told when each Identify goes out.
         concurrency: how many handlers run at a time; `None` = no limit, which is right for most.
-            A limit deadlocks handlers that wait for a later event, for the event waits for them.
+            With a limit, handlers that wait for a later event can deadlock.
             Handlers start in the order of their events. Those that wait for a place are in memory,
             not handled, and come again after a restart.
         grace: seconds that handlers get to finish once `run` is cancelled. A second cancellation
             ends the grace.
         log: writes the log lines; by default to the logger `qqbot_session`.
 
-    `connect`, `token` and `before_identify` may raise `GatewayRefusedError` when another try is no
-    use, which ends `run`; whatever else they raise is a failed try.
+    `connect`, `token` and `before_identify` may raise `GatewayRefusedError` if trying again is
+    useless, which ends `run`. Any other error of theirs is a failed try.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
@@ -216,8 +217,8 @@ class ShardRunner:
         4. Cancelled: close it, give the handlers `grace` seconds, cancel those that are left.
 
         Raises:
-            GatewayRefusedError: another try is no use.
-            RuntimeError: it runs already.
+            GatewayRefusedError: trying again is useless.
+            RuntimeError: it is running already.
         """
         if self._running:
             raise RuntimeError(f"run is running already: {self!r}")

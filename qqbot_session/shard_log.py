@@ -102,14 +102,11 @@ class ShardLog:
         """Log that the gateway gave a known number to a new event; once."""
         if not self._has_renumbered:
             self._has_renumbered = True
-            text = "the gateway gave number %s, which it had given before, to a new event: handled"
+            text = "the gateway used number %s again, for a new event: it is handled all the same"
             self._say(logging.WARNING, text, event.seq, reason="renumbered", event=named(event))
 
     def deadly(self, event: Dispatch) -> None:
-        text = (
-            "%d processes died while they handled %s, number %s: it is let go, and not handled "
-            "again"
-        )
+        text = "%d processes died while they handled %s, number %s: it is skipped from now on"
         fields = {"reason": "deadly", "event": named(event)}
         self._say(logging.WARNING, text, event.deaths, event.type, event.seq, **fields)
 
@@ -122,7 +119,7 @@ class ShardLog:
 
     def released(self, numbers: tuple[int, ...]) -> None:
         shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
-        text = "open for too long, a crash loses them now: %d event(s), number %s"
+        text = "%d event(s) were open for too long, and a crash may lose them now: number %s"
         fields = {"reason": "released", "seqs": numbers}
         self._say(logging.WARNING, text, len(numbers), shown, **fields)
 

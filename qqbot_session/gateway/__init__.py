@@ -1,7 +1,7 @@
 """QQ's gateway protocol for any WebSocket library: pure, no socket, clock, task or log.
 
-`GatewaySession` is what one bot, or one shard of it, knows about its session; `Connection` is one
-socket's part of it; the events say what a frame means, and `CLOSE_RULES` what a close means.
+`GatewaySession` holds what one bot, or one of its shards, knows about its session. `Connection` is
+one socket's part of it. The events say what a frame means, and `CLOSE_RULES` what a close means.
 """
 
 from .closes import CLOSE_RULES, CloseRule, Next

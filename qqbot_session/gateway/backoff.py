@@ -2,11 +2,11 @@
 
 Rules:
 
-* The wait grows with every close until a line has lived. It is cut short by chance, so that the
-  bots of a fleet come back one by one; never below what a row of the table says.
-* The back-off spreads the tries. What bounds a day's Identifies is a budget of its own, whatever
-  lived between: QQ gives a bot a number of session starts a day (1000 in the docs' sample,
-  openapi/wss/shard_url_get.md), to be shared with whatever else runs as that bot.
+* The wait grows with every close until a line has lived. Jitter shortens it, so that the bots of a
+  fleet come back one by one, but never below what the table's row says.
+* The back-off only spreads the tries. A separate budget bounds the Identifies of a day, however
+  long the lines between them lived: QQ grants a bot a number of session starts a day (1000 in the
+  docs' sample, openapi/wss/shard_url_get.md), shared by everything that runs as that bot.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Next(Enum):
     IDENTIFY = "identify"
     """Connect again; the handshake will be an Identify."""
     STOP = "stop"
-    """Do not connect again: it would fail until somebody mends the cause."""
+    """Do not connect again: it would fail until somebody fixes the cause."""
     IGNORE = "ignore"
     """Nothing: this connection was replaced or closed before."""
 

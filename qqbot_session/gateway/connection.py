@@ -1,13 +1,13 @@
-"""One socket's part of a session: what its frames mean, and what is sent when.
+"""One socket's part of a session: what its frames mean, and what to send when.
 
 Rules:
 
-* A frame is checked in full before anything changes: after `GatewayProtocolError` everything
-  is as it was, and the socket may be read on (promise 19).
-* Heartbeats, time-outs and answers are decided here; what lasts longer than a socket is the
-  `GatewaySession`'s.
+* A frame is checked in full before anything changes. After `GatewayProtocolError` everything is as
+  it was, and you can go on reading the socket (promise 19).
+* Heartbeats, time-outs and answers are decided here. What outlives a socket belongs to
+  `GatewaySession`.
 * Any frame is a sign of life: a heartbeat's acknowledgement may be queued behind a long replay.
-* The token is kept from `opened` until it is in the handshake, and shown nowhere.
+* The token is kept from `opened` until the handshake is written, and is never shown.
 
 Sources: as in `session.py`.
 """
@@ -120,11 +120,11 @@ class Connection:
         return _CLOSE_CODE if self.stale else self._close_with
 
     def opened(self, token: str, now: float) -> None:
-        """Note that the socket is open: from here on there are frames to send, and a timer.
+        """Note that the socket is open. From now on there are frames to send, and a timer.
 
         Args:
-            token: the access token, with or without `QQBot ` before it. It is dropped as soon as
-                the handshake holds it.
+            token: the access token, with or without `QQBot ` in front. It is dropped as soon as
+                the handshake is written.
             now: seconds since the epoch.
         """
         _check_now(now)
@@ -138,7 +138,7 @@ class Connection:
             self._shake_hands(now)
 
     def frames_to_send(self) -> list[str]:
-        """Return what is to be sent now, in order; each frame is returned once."""
+        """Return the frames to send now, in order; each frame is returned once."""
         frames, self._outbox = self._outbox, []
         return frames
 
@@ -152,10 +152,11 @@ class Connection:
         return min(self._deadline, self._beat_at)
 
     def handle_timer(self, now: float) -> None:
-        """Do what is due: beat, or give a dead or silent line up. Too early does no harm.
+        """Do what is due: send a heartbeat, or give up a dead or silent line.
 
-        What fires more than a second late judges nothing, and asks again a second later: the
-        process was held up, and what it waits for may lie unread in the socket.
+        It does no harm to call this too early. A call that is more than a second late gives nothing
+        up, but asks to be called again a second later: the process was held up, and the frame that
+        it waits for may still be unread in the socket.
 
         Args:
             now: seconds since the epoch.
@@ -175,15 +176,15 @@ class Connection:
     def receive(self, frame: str | bytes | Mapping[str, Any], now: float) -> Event:
         """Take one frame and say what it means.
 
-        Also lets go what has been held too long (`released` of the event); heartbeat
-        acknowledgements see to it that this happens on a quiet line, too.
+        It also lets go of events that were held too long (see `released`); heartbeat
+        acknowledgements make sure that this happens on a quiet line as well.
 
         Args:
             frame: as the socket gave it, or decoded.
             now: seconds since the epoch.
 
         Raises:
-            GatewayProtocolError: the frame has not the documented shape. Nothing has changed.
+            GatewayProtocolError: the frame does not have the documented shape. Nothing has changed.
         """
         if type(now) is not float or not 0.0 <= now <= MAX_SECONDS:
             _check_now(now)
@@ -205,10 +206,11 @@ class Connection:
     def closed(self, code: int | None) -> CloseRule:
         """Say what follows from the end of this connection, and end it.
 
-        Call it for every end: a close by either side, a broken line, a socket that never opened.
-        The rule is the table's row with what else is known put in. `next` is IDENTIFY instead of
-        RESUME if there is nothing to resume or it was tried too often, and STOP after the third
-        Identify in a row that was answered with op 9, which means bad intents, token or limits.
+        Call it however the connection ended: closed by either side, broken, or never opened. The
+        rule is the table's row, adjusted for what else is known. `next` is IDENTIFY instead of
+        RESUME if there is nothing to resume or if that was tried too often, and STOP after the
+        third Identify in a row that was answered with op 9, which means bad intents, a bad token or
+        an exhausted limit.
         `wait` grows up to 60 s until a line has lived: a heartbeat was acknowledged after READY
         or RESUMED. It is at least 60 s after a token was refused twice in a row, and 20 s after
         op 9 upon an Identify, for which the token is refreshed; after 4902 it doubles up to 15
@@ -228,10 +230,10 @@ class Connection:
         return self._gateway._judge(code, self._phase)
 
     def abandoned(self) -> None:
-        """End the connection for a reason of our own, such as the end of the process.
+        """End the connection for a reason of our own, such as a stopping process.
 
-        In place of `closed`, when nothing follows: a Resume that had no answer yet says nothing
-        of the session then, and is not counted.
+        Call it instead of `closed` when no other connection follows. A Resume that has no answer
+        yet says nothing about the session then, so it is not counted.
         """
         if not self.stale:
             self._token = None
@@ -239,7 +241,7 @@ class Connection:
             self._gateway._abandon(self._phase)
 
     def _give_up(self, due: float, now: float) -> float:
-        """Close the line, unless this comes late; return when to ask again."""
+        """Close the line, unless this call is late; return when to call again."""
         if now - due <= _LATE:
             self._close_with = _CLOSE_CODE
             return due

@@ -1,7 +1,7 @@
 """What the gateway said: one class per kind of frame.
 
-Events are values, and not frozen only because making a frozen one takes four times as long. What
-people wrote is in no `repr`, because a `repr` ends up in logs.
+Events are values. They are not frozen only because making a frozen one takes four times as long.
+What people wrote appears in no `repr`, because a `repr` ends up in logs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class _Event:
     """What every event carries.
 
     Attributes:
-        released: sequence numbers of events that were held too long, and now no longer hold the
-            mark: worth a warning, because a crash may lose them.
+        released: sequence numbers of events that were held too long and no longer hold the mark:
+            worth a warning, because a crash may lose them.
     """
 
     released: tuple[int, ...] = field(default=(), kw_only=True)
@@ -63,9 +63,9 @@ class Dispatch(_Event):
         id: its event id. A redelivery may or may not repeat it.
         data: what it is about, as received.
         replayed: it came between Resume and RESUMED.
-        already_handled: skip it. Its number was settled before, or its id is in the memory of
-            recent events, or a handler of this process still has it, under this number or
-            another. Only ever set when that is certain.
+        already_handled: skip it. Its number was settled before, its id is in the memory of recent
+            events, or a handler of this process still has it, under this number or another. Only
+            set when that is certain.
         name: what the memory of recent events knows it by, with a digest in place of a long id;
             `None` without that memory.
         generation: which session of which `GatewaySession` of this process it belongs to.
@@ -88,7 +88,7 @@ class Dispatch(_Event):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Reconnect(_Event):
-    """Op 7: the gateway wants the line taken up anew. The session is kept."""
+    """Op 7: the gateway asks the client to reconnect. The session is kept."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -110,12 +110,12 @@ class HeartbeatAck(_Event):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Stale(_Event):
-    """A frame of a connection that was replaced or closed. It changed nothing: ignore it."""
+    """A frame of a connection that was replaced or closed. It had no effect: ignore it."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Unknown(_Event):
-    """An op that no document names. It changed nothing: ignore it."""
+    """An op that no document names. It had no effect: ignore it."""
 
     op: int
     payload: Mapping[str, Any] = field(hash=False, repr=False)

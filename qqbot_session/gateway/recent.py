@@ -1,9 +1,9 @@
-"""Which events are known again when the gateway sends them twice.
+"""Which events are recognised when the gateway sends them twice.
 
 Rules:
 
-* An event is known by its type and id, once it was handled. A number says nothing: the same
-  message was seen again under another one, within a second and after minutes, also across
+* An event is recognised by its type and id, once it was handled. Its number says nothing: the same
+  message has been seen again under another number, within a second and after minutes, also across
   restarts (field reports).
 * At least the last `limit` are known in memory, and exactly those are written down, as digests. The
   digest of a name is made when it is first written or looked for among restored ones; that of a
@@ -51,10 +51,10 @@ class RecentEvents:
         return name in self.names or (bool(self.restored) and _digest(name) in self.restored)
 
     def name(self, kind: str, event_id: str | None, data: object) -> str | None:
-        """Return what an event is known by, `None` without an id.
+        """Return the name by which to recognise an event, `None` without an id.
 
-        A message goes by its own id, because a redelivery may bear another event id; the `id` in
-        any other event's data may be a guild's or a channel's, so those go by the event id.
+        A message is recognised by its own id, because a redelivery may have another event id. The
+        `id` in any other event's data may be that of a guild or a channel, so the event id is used.
         """
         name: object = event_id
         if kind.endswith("MESSAGE_CREATE") and (type(data) is dict or isinstance(data, Mapping)):

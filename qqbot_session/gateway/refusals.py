@@ -3,7 +3,7 @@
 Rules:
 
 * A bot that QQ refused, and that a supervisor restarts again and again, must not spend the day's
-  session starts: the next Identify waits for `RETRY_AFTER`, whatever starts the process anew.
+  session starts: the next Identify waits for `RETRY_AFTER`, whatever restarts the process.
 * Only the same bot waits: with another secret, other intents or another app it may try at once. Of
   the secret, only a salted digest is kept, and that is made elsewhere.
 """

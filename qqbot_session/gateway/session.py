@@ -4,20 +4,23 @@ Rules:
 
 * Pure: frames in, events, frames and a timer out. No socket, clock, task, store or log. Not for
   use from several threads.
-* A loop around it sends `frames_to_send`, sleeps until `get_timer`, hands over what it receives,
-  and closes when `close_with` says so. Heartbeats, time-outs and answers are decided here.
-* Every `now` is seconds since the epoch, because ages outlive the process; but from a clock that
-  nobody sets, such as `time.time()` taken once per line plus what `time.monotonic()` has gone
-  since, so that a step of the wall clock is no dead line, and lets no event go (promise 11).
+* The loop around it sends `frames_to_send`, sleeps until `get_timer`, passes on what it receives,
+  and closes the socket when `close_with` says so. Heartbeats, time-outs and answers are decided
+  here.
+* Every `now` is seconds since the epoch, because ages outlive the process. Take it from a clock
+  that nobody adjusts, such as `time.time()` read once per line plus what `time.monotonic()` has
+  advanced since: then a step of the wall clock neither looks like a dead line nor lets an event go
+  (promise 11).
 * What is stored is the number up to which everything is handled; heartbeats report the highest
   number received (promise 18).
-* A session ends only when the gateway says so, its Resumes went unanswered, or it is too old.
+* A session ends only when the gateway says so, when its Resumes go unanswered, or when it is too
+  old.
 * Policy is a table: `CLOSE_RULES`.
 
-One `Connection` per socket, made by `GatewaySession.connect` just before the socket is. Once a
-newer one is made, or it was closed, the older one changes nothing any more: what it receives is
-`Stale`, and its close is `Next.IGNORE`. Late frames and closes of a replaced socket so need no
-care.
+Each socket has its own `Connection`, which `GatewaySession.connect` makes just before the socket is
+opened. Once a newer one exists, or once it was closed, a connection has no effect: whatever it
+receives is `Stale`, and its close is `Next.IGNORE`. So late frames and closes of a replaced socket
+need no special care.
 
 The session of a bot belongs to its app, environment, shard and intents: give production and
 sandbox, and every shard, an account id of its own.
@@ -79,8 +82,8 @@ _generations = count(1)
 class GatewaySession:
     """What one bot, or one shard of it, knows about its gateway session.
 
-    Who has numbers but no frames, because an SDK keeps them, makes the frames himself: on a
-    connection that is never `opened` there is nothing to send and no timer, and
+    If an SDK gives you sequence numbers but no frames, make the frames yourself. A connection that
+    was never `opened` has nothing to send and no timer, and
     `receive({"op": 0, "t": "READY", "s": seq, "d": {"session_id": ...}}, now)` begins a session,
     `{"op": 0, "t": "RESUMED", "s": seq}` goes on with it, `{"op": 0, "t": type, "s": seq,
     "d": data}` is an event, and `{"op": 9, "d": False}` ends it.
@@ -90,25 +93,26 @@ class GatewaySession:
         app_id: the bot's app id.
         intents: what Identify asks for.
         shard: `(shard id, shard count)` for Identify. READY's is not used: its sample is `[0, 0]`.
-        resume: the stored state. Dropped if it is another account's, or holds another app id,
-            shard or intents; what it leaves unset matches.
-        max_resumes: Resumes in a row that the gateway refused or left unanswered, counted across
-            restarts, before an Identify; `None` = no limit. Without it a dead session is resumed
-            for ever. One that brought an event that was still to be handled was answered; one
-            that ended with 4004 or 4008, or was `abandoned`, is not counted.
+        resume: the stored state. It is ignored if it belongs to another account, app, shard or
+            intents; fields that it leaves unset match anything.
+        max_resumes: how many Resumes in a row the gateway may refuse or leave unanswered before an
+            Identify, counted across restarts; `None` = no limit, which can retry a dead session
+            for ever. A Resume that brings an event to handle counts as answered. One that ends
+            with 4004 or 4008, or was `abandoned`, is not counted.
         max_session_age: seconds since Identify after which the next handshake is an Identify,
             `None` = never. A report tells of sessions that went silent after three days of
             Resumes (bot-docs issue 191).
         close_rules: replaces `CLOSE_RULES`; without the row `None`, that of `CLOSE_RULES` applies.
-        max_held_seconds: how long an event may hold the mark while its handler runs and after it
-            ended unsettled, summed over restarts; `None` = for ever. Between two lines, which
-            need not agree on the time, only what `closed` told to wait is counted.
-        failed: what becomes of an event whose handler raised: with `"settle"` it counts as
-            handled, with `"keep"` it stays open, so that the next Resume brings it again. One
-            that was cancelled always stays open.
-        remember_events: how many recently handled events to know again by their ids, stored with
-            the session; 0 = none, at most 512. The same message was seen to come again under a
-            new number, within a second, and minutes later across restarts (field reports).
+        max_held_seconds: how long an event may hold the mark, in seconds summed over restarts,
+            while its handler runs and after the handler ended without settling it; `None` = for
+            ever. Between two lines, whose clocks may differ, only the wait that `closed` asked for
+            is counted.
+        failed: what happens to an event whose handler raised: `"settle"` counts it as handled,
+            `"keep"` leaves it open, so that the next Resume brings it again. An event whose
+            handler was cancelled always stays open.
+        remember_events: how many recently handled events to recognise by their ids, stored with
+            the session; 0 = none, at most 512. The same message has been seen again under a new
+            number, within a second, and minutes later across restarts (field reports).
         jitter: returns a number from 0 to 1 that shortens the back-off, by a quarter at most.
         fingerprint: makes a salted digest of the bot's secret, to be kept with a refusal: with
             another secret the bot may try again at once. It is called with the digest of the
@@ -119,9 +123,10 @@ class GatewaySession:
 
     Attributes:
         account_id: the key of the record.
-        generation: unique in the process, and higher than that of every `GatewaySession` made
-            before: what an older one of the account says is out of date.
-        turn: changes with what a crash must not undo: the session and the count of its Resumes.
+        generation: unique in the process and higher than that of every `GatewaySession` made
+            earlier: what an older one says about the same account is out of date.
+        turn: changes whenever something changes that a crash must not undo, such as the session or
+            the count of its Resumes.
         handled: changes with every event that is settled.
     """
 
@@ -270,14 +275,14 @@ class GatewaySession:
         return self._state
 
     def connect(self) -> Connection:
-        """Return the connection for a new socket; every earlier one changes nothing any more."""
+        """Return the connection for a new socket; earlier ones have no effect from now on."""
         self._connection = Connection(self)
         self._ended = False
         self._watermark.wait(0.0)
         return self._connection
 
     def handling(self, event: Dispatch) -> AbstractContextManager[None]:
-        """Settle the event when the body ends well; its time runs from here on.
+        """Settle the event when the body succeeds; its time runs from here on.
 
         If the body raises, the rule `failed` applies, and the error goes on; `SystemExit` settles
         the event. If it is cancelled or interrupted (`CancelledError`, `KeyboardInterrupt`, all
@@ -288,19 +293,19 @@ class GatewaySession:
         return _Handling(self, event)
 
     def begin(self, event: Dispatch) -> None:
-        """Note that the event's handler begins: its `max_held_seconds` run, as in `handling`.
+        """Note that the event's handler starts, so that `max_held_seconds` begin to run.
 
-        For who cannot use `handling`, and calls `settle` or `fail` at the handler's end. An event
-        that was never begun holds the mark for ever: settle what you skip.
+        Use it when you cannot use `handling`, and call `settle` or `fail` when the handler ends. An
+        event that was never begun holds the mark for ever, so settle the events that you skip.
         """
         if event.seq is not None and not event.already_handled:
             self._watermark.begin(event.seq, event.generation)
 
     def settle(self, event: Dispatch) -> None:
-        """Note that the event needs nothing more, in any order and any number of times.
+        """Note that the event is done. Events may be settled in any order, and more than once.
 
-        The cursors ignore an event of an earlier session, and all ignores one of another
-        `GatewaySession`. One that is `already_handled` needs no settling: it changes nothing.
+        The cursors ignore an event of an earlier session, and everything ignores an event of
+        another `GatewaySession`. An event that is `already_handled` need not be settled.
         """
         watermark = self._watermark
         if event.already_handled:
@@ -315,17 +320,18 @@ class GatewaySession:
             self._recent.add(event.name)
 
     def ended(self) -> None:
-        """Note that the process ends in order: whatever handlers had is settled, or failed.
+        """Note that the process is stopping in order: every event was settled or failed.
 
-        Else what a Resume of the next process brings counts as begun in this one, which died.
+        Otherwise the events that the next process's Resume brings count as begun in this one, as
+        if it had died.
         """
         self._ended = True
 
     def settles(self, error: BaseException) -> bool:
-        """Whether an event counts as handled although its handler raised this.
+        """Whether an event counts as handled if its handler raised this error.
 
-        `SystemExit` is the handler's own decision. What else is no `Exception` comes from outside:
-        the event stays open. A group is judged by what is in it.
+        `SystemExit` is the handler's own decision. Anything else that is not an `Exception` comes
+        from outside, and the event stays open. A group is judged by the errors in it.
         """
         if isinstance(error, BaseExceptionGroup):
             return all(map(self.settles, error.exceptions))
@@ -334,7 +340,7 @@ class GatewaySession:
         )
 
     def fail(self, event: Dispatch) -> None:
-        """Note that the event is in nobody's hands and not handled: a Resume brings it again."""
+        """Note that nobody handles the event any more: a Resume brings it again."""
         if event.seq is not None and not event.already_handled:
             self._watermark.fail(event.seq, event.generation)
             if event.name is not None and self._in_hand.get(event.name) == event.seq:

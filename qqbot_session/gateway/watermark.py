@@ -6,19 +6,19 @@ Rules:
   every number received up to it is settled, or was let go. It is itself a number that was
   received, is safe to Resume from, and never falls within a session.
 * Gaps are normal: nobody waits for `last + 1`. Events may settle in any order.
-* A number is open from `receive` until it is settled or let go. What fails stays open, so that a
-  Resume delivers it again.
-* Only time lets a number go, and only the lowest, which holds the mark: the seconds that a handler
-  had it and that it then lay unsettled, over all deliveries and restarts. What waits for its
-  handler is not let go, however many are open.
-* A number counts as settled only when that is certain. What was let go is not settled.
-* The mark stands still between a Resume and RESUMED, so from `restore` on: however the gateway
-  orders its replay, no unhandled event of it is passed over.
-* What belongs to another session (another `generation`) changes nothing. Generations are unique
-  in the process.
+* A number is open from `receive` until it is settled or let go. A number that failed stays open, so
+  that a Resume delivers it again.
+* Only the lowest open number, which holds the mark, is let go for its time: the seconds for which a
+  handler had it and for which it then lay unsettled, over all deliveries and restarts. A number
+  that waits for its handler is not let go, however many are open.
+* A number counts as settled only when that is certain. One that was let go is not settled.
+* The mark does not move between a Resume and RESUMED, and so not from `restore` on: whatever the
+  order of the replay, the mark passes none of its events that are still to be handled.
+* Numbers of another session (another `generation`) have no effect. Generations are unique in the
+  process.
 
-Official advice is to record a number after its event is handled (bot-docs, event-emit.md); the
-two cursors are what follows from it for handlers that run concurrently. Pure: no clock, no I/O.
+The official advice is to record a number after its event was handled (bot-docs, event-emit.md).
+With handlers that run concurrently, that takes two cursors. Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Watermark:
         return f"<Watermark received={self.received} settled={self.settled} open={len(self._open)}>"
 
     def reset(self) -> None:
-        """Forget the cursors: a new session counts anew, and settles of the old one are ignored."""
+        """Forget the cursors: a new session counts from the start, and ignores the old settles."""
         self.generation = next(_generations)
         self.received: int | None = None
         self.settled: int | None = None
@@ -109,11 +109,11 @@ class Watermark:
         self.received = max([self.settled, *self._runs.highs[-1:]])
 
     def hold_still(self) -> None:
-        """Let the mark stand still: a Resume from it was sent."""
+        """Stop moving the mark: a Resume from it was sent."""
         self._still = True
 
     def resumed(self, seq: int | None) -> None:
-        """Note READY or RESUMED with its number: all that was missed has been received."""
+        """Note READY or RESUMED with its number: everything that was missed has been received."""
         self._still = False
         self._used = {number: self._used[number] for number in self._used if number in self._open}
         if seq is not None:
@@ -158,7 +158,7 @@ class Watermark:
             self._open[seq] = self._clock + self._limit - self._used.get(seq, 0.0)
 
     def settle(self, seq: int, generation: int) -> None:
-        """Note that the event with this number needs nothing more; any order, any number of times.
+        """Note that the event with this number is done; in any order, any number of times.
 
         Args:
             generation: `Watermark.generation` when the number was received.
@@ -176,16 +176,16 @@ class Watermark:
             self._heap = sorted(self._open)
 
     def fail(self, seq: int, generation: int) -> None:
-        """Note that nobody handles this number any more: if it comes again, it needs handling."""
+        """Note that nobody handles this number any more: if it comes again, it is to be handled."""
         if generation == self.generation and seq in self._open:
             self.begin(seq, generation)  # if it was not: it is held from now on
             self._failed[seq] = None
 
     def release(self, now: float) -> tuple[int, ...]:
-        """Let go what has held the mark too long; return those numbers, lowest first.
+        """Let go of the numbers that held the mark too long, and return them, lowest first.
 
-        A crash or a Resume may pass them over. Call it often: time that lies between two calls
-        counts, but for steps back of the clock.
+        A crash or a Resume may then skip their events. Call it often: the time between two calls
+        counts, unless the clock went back.
 
         Args:
             now: seconds, on any clock.
@@ -210,9 +210,9 @@ class Watermark:
         return tuple(released)
 
     def wait(self, seconds: float) -> None:
-        """Let so many seconds pass, whatever the clock says at the next `release`.
+        """Count so many seconds, whatever the clock says at the next `release`.
 
-        For the time between two lines, each of which may have a clock of its own.
+        For the time between two lines, each of which may have its own clock.
         """
         self._clock += seconds
         self._now = None
