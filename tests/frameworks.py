@@ -73,17 +73,26 @@ def make(name: str, environment: Environment | None = None) -> None:
     if python_of(name).exists():
         return
     unfinished = DIRECTORY / f"{name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    fill(unfinished, environment)
+    unfinished.rename(DIRECTORY / name)
+
+
+def fill(folder: Path, environment: Environment) -> None:
+    """Make an environment in that folder, in place of what is there.
+
+    Raises:
+        LookupError: if there is no Python that is new enough for it.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
     interpreter = interpreter_for(environment.python)
-    python = str(unfinished / python_of(name).relative_to(DIRECTORY / name))
+    python = str(folder / python_of("").relative_to(DIRECTORY))
     venv = [interpreter, "-m", "venv"]
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if uv := shutil.which("uv"):  # several times as fast
         venv = [uv, "venv", "--quiet", "--python", interpreter]
         install = [uv, "pip", "install", "--quiet", "--python", python]
-    subprocess.run([*venv, str(unfinished)], check=True)
+    subprocess.run([*venv, str(folder)], check=True)
     subprocess.run([*install, *environment.requirements, "aiofiles"], check=True)
-    unfinished.rename(DIRECTORY / name)
 
 
 def interpreter_for(least: tuple[int, int]) -> str:

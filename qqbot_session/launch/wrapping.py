@@ -67,6 +67,20 @@ def wrap_agent_sdk(sdk: ModuleType) -> None:
     _AgentSdk(sdk)
 
 
+def wrap_langbot(module: ModuleType) -> None:
+    """Replace LangBot's own loop."""
+    from . import langbot
+
+    langbot.wrap(module)
+
+
+def wrap_hermes(module: ModuleType) -> None:
+    """Replace hermes-agent's own loop."""
+    from . import hermes
+
+    hermes.wrap(module)
+
+
 class _AgentSdk:
     """The SDK's sockets, which know no app id, and its API clients, which do."""
 

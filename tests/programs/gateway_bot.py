@@ -38,7 +38,7 @@ INTENTS = 1 << 25
 
 def say(what: str, **details: object) -> None:
     line = {"what": what, "at": time.monotonic(), **details}
-    print(json.dumps(line), flush=True)  # noqa: T201
+    print(json.dumps(line), flush=True)
 
 
 class FailedOnPurpose(Exception):

@@ -533,12 +533,12 @@ HEAD = f"{'scenario':<18}{'library':<11}" + "".join(
 
 
 async def run(names: list[str], libraries: list[str], share: float, seed: int) -> list[Row]:
-    print(HEAD, flush=True)  # noqa: T201
+    print(HEAD, flush=True)
     rows = []
     for name in names:
         for library in libraries:
             rows.append(await SCENARIOS[name](library, seed, share))
-            print(show(rows[-1]), flush=True)  # noqa: T201
+            print(show(rows[-1]), flush=True)
     return rows
 
 

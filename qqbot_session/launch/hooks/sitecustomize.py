@@ -26,6 +26,8 @@ FRAMEWORKS = {  # the module whose import is waited for: the function of `wrappi
     "botpy": "wrap_botpy",
     "nonebot.adapters.qq": "wrap_nonebot",
     "qqbot_agent_sdk": "wrap_agent_sdk",
+    "langbot.libs.qq_official_api.api": "wrap_langbot",
+    "gateway.platforms.qqbot.adapter": "wrap_hermes",
 }
 
 

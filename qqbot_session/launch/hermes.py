@@ -1,0 +1,132 @@
+"""hermes-agent's own loop (`gateway/platforms/qqbot/adapter.py`, 0.19), replaced by ours.
+
+hermes-agent 0.19.0 forgets its session when it ends, and notes a number when the event comes. Its
+handlers start a task and return, and while it starts it queues messages once more. So a message
+counts as handled when its answer is out; its notices and typing indicators are none.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import aiohttp
+
+from ..answers import Answers, skip_answer
+from ..errors import GatewayRefusedError
+from ..gateway import Dispatch, Event, Ready, Resumed
+from ..integrations.aiohttp import connect
+from ._lines import Telling, keep_up, require
+
+_NEEDED = (
+    "_open_ws",
+    "_listen_loop",
+    "_heartbeat_loop",
+    "_dispatch_payload",
+    "_on_message",
+    "_on_interaction",
+    "_api_request",
+    "_ensure_token",
+    "_get_gateway_url",
+    "_mark_connected",
+    "_mark_transport_disconnected",
+    "_set_fatal_error",
+)
+_LONGEST = 300.0  # seconds that an agent may take; as `max_held_seconds`
+_INTENTS = 1 << 25 | 1 << 30 | 1 << 12 | 1 << 26  # as its `_send_identify` asks for
+
+
+def wrap(module: ModuleType) -> None:
+    """Replace the loop of every adapter.
+
+    Raises:
+        ImportError: this version has another shape.
+    """
+    adapter = module.QQAdapter
+    require(adapter, _NEEDED, "hermes-agent")
+    request = adapter._api_request
+
+    async def open_ws(self: Any, gateway_url: str) -> None:
+        self._qqbot_line = _Line(self, gateway_url)
+
+    async def listen_loop(self: Any) -> None:
+        await self._qqbot_line.run()
+
+    async def heartbeat_loop(self: Any) -> None:
+        """Leave the heartbeats to our loop."""
+
+    @functools.wraps(request)
+    async def api_request(
+        self: Any, method: str, path: str, body: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        answers: Answers = self._qqbot_line.answers
+        try:
+            answer = await request(self, method, path, body, *args, **kwargs)
+        except Exception as error:
+            answers.sent(body, error)
+            raise
+        answers.sent(body)
+        return answer
+
+    adapter._open_ws, adapter._listen_loop = open_ws, listen_loop
+    adapter._heartbeat_loop, adapter._api_request = heartbeat_loop, api_request
+
+
+class _Line:
+    def __init__(self, adapter: Any, url: str) -> None:
+        self._adapter, self._url = adapter, url
+        self.answers = Answers(_LONGEST)
+
+    async def run(self) -> None:
+        adapter = self._adapter
+        async with aiohttp.ClientSession(trust_env=True) as self._http:
+            try:
+                await keep_up(
+                    adapter._app_id,
+                    _INTENTS,
+                    answers=self.answers,
+                    connect=self._connect,
+                    token=self._token,
+                    handle=self._handle,
+                    observe=self._observe,
+                )
+            except GatewayRefusedError as error:
+                adapter._set_fatal_error("qq_refused", str(error), retryable=False)
+                adapter._mark_transport_disconnected()
+
+    async def _connect(self) -> Telling:
+        url, self._url = self._url or await self._adapter._get_gateway_url(), ""
+        socket = Telling(await connect(self._http, url), self._closed)
+        self._url = url  # asked for again only where it did not work
+        self._socket = socket
+        return socket
+
+    def _closed(self) -> None:
+        self._adapter._ws = None
+        self._adapter._mark_transport_disconnected()
+
+    async def _token(self, new: bool) -> str:
+        if new:
+            self._adapter._access_token, self._adapter._token_expires_at = None, 0.0
+        return str(await self._adapter._ensure_token())
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, Ready | Resumed | Dispatch) and self._adapter._ws is None:
+            self._adapter._ws = self._socket  # from here on it is connected, and may answer
+            self._adapter._mark_connected()
+
+    async def _handle(self, event: Dispatch) -> None:
+        adapter = self._adapter
+        if event.type.endswith("MESSAGE_CREATE"):
+            if not self._is_new(event.data):
+                skip_answer()
+            await adapter._on_message(event.type, event.data)
+        elif event.type == "INTERACTION_CREATE":
+            await adapter._on_interaction(event.data)
+        else:
+            adapter._dispatch_payload({"op": 0, "t": event.type, "s": event.seq, "d": event.data})
+
+    def _is_new(self, data: object) -> bool:
+        """Whether the adapter does not know the message already, and so will answer it."""
+        return isinstance(data, dict) and data.get("id") not in self._adapter._seen_messages
