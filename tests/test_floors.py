@@ -51,7 +51,7 @@ FLOORS = {
 }
 REDIS = Path("storages", "redis.py")  # the one room of its wing that needs an extra
 # These may import what an extra installs.
-OPTIONAL = {"integrations", "http", "api", "entrance", "bot", "testing"}
+OPTIONAL = {"integrations", "launch", "http", "api", "entrance", "bot", "testing"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
