@@ -1,23 +1,23 @@
-"""Group commit: when unsaved accounts reach the storage.
+"""Group commit: when unsaved accounts are written to storage.
 
 Rules:
 
-* An account with unsaved state has one `asyncio.Task`. It joins a batch at once, parks until the
-  window after its write (or the back-off after a failure) is over, joins again if it is unsaved,
-  and ends if it is not. So the first change after a quiet window is written at once, and under
-  constant traffic there is one write per window, which is never pushed back. An account at rest
-  has neither task nor timer.
-* What only renews a sign of life waits for a window first, and takes none from a change that
-  moves: so a lone event is one write, at the end of its handler.
-* Accounts that are due together are one batch, one `Storage.commit`; batches are written one
-  after the other by one task, which takes the newest states at the last moment.
-* A commit that raises has failed for the storage as a whole: what is queued behind it fails too.
-* To be cancelled means to make one more attempt, at once. An account's task waits for it; the
-  writing task goes on to the end of its queue, and commits once more what was cancelled with it.
-* Tasks are made past the loop's task factory, in an empty context, and their coroutines are
-  started by hand (`_primed`), so that a task cancelled before its first step finds itself inside
-  its `try`. Whatever ends a task, KeyboardInterrupt included, its done-callback cleans up; a batch
-  leaves the queue only when it was finished.
+* An account with unsaved state has one `asyncio.Task`. It joins a batch at once and then parks
+  until the window after its write (or the back-off after a failure) is over. If the account is
+  unsaved by then it joins another batch; if not, the task ends. So the first change after a quiet
+  window is written at once, constant traffic causes one write per window, and no write is ever
+  pushed back. An idle account has neither a task nor a timer.
+* A change that only renews a sign of life waits for a window first, and does not delay a change
+  that moves the session on. So a lone event costs one write, at the end of its handler.
+* Accounts that are due together form one batch, which is one `Storage.commit`. One task writes the
+  batches in order, and takes the newest states at the last moment.
+* A commit that raises has failed for the storage as a whole: the batches behind it fail, too.
+* Cancellation means one more attempt, at once. An account's task waits for that attempt; the
+  writing task works through its queue, and repeats a commit that was cancelled along with it.
+* Tasks bypass the loop's task factory and run in an empty context. Their coroutines are started by
+  hand (`_primed`), so that a task cancelled before its first step is already inside its `try`.
+  However a task ends, KeyboardInterrupt included, its done-callback cleans up. A batch leaves the
+  queue only when it is finished.
 """
 
 from __future__ import annotations
@@ -81,17 +81,17 @@ class WriteDetails:
 
 
 class Keeper:
-    """Who sees to an account while it is unsaved, and for one quiet window after that."""
+    """Looks after an account while it is unsaved, and for one quiet window after that."""
 
     __slots__ = ("account", "batch", "closed", "patient", "task", "wake")
 
     def __init__(self, account: Account) -> None:
         self.account = account
-        self.batch: Batch | None = None  # the latest it joined
+        self.batch: Batch | None = None  # the latest one it joined
         self.task: asyncio.Task[None] | None = None
         self.wake: asyncio.Future[None] | None = None  # what the task is parked on
-        self.patient = False  # its task waits for a window first
-        self.closed = False  # what moves has to wait for the end of the window
+        self.patient = False  # the task waits for a window before it joins a batch
+        self.closed = False  # even a change that moves must wait for the end of the window
 
 
 class Batch:
@@ -101,9 +101,9 @@ class Batch:
 
     def __init__(self, done: asyncio.Future[None]) -> None:
         self.keepers: dict[str, Keeper] = {}
-        self.done = done  # set when the attempt has been made
+        self.done = done  # set once the attempt was made
         self.taken = False
-        self.torn = 0  # how often its commit was cancelled
+        self.torn = 0  # how many times its commit was cancelled
         self.outage: BaseException | None = None  # why it is not even attempted
 
 
@@ -116,7 +116,7 @@ class _Failure:
 
 
 class GroupCommit:
-    """Owner of the task of every account that is not at rest, and of the one that writes."""
+    """Owns the task of every account that is not idle, and the task that writes."""
 
     def __init__(
         self,
@@ -147,10 +147,10 @@ class GroupCommit:
         self._aborted = False
 
     def running_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop all tasks belong to, which is the first one seen.
+        """Return the loop that all tasks belong to: the first one seen.
 
         Raises:
-            WrongEventLoopError: there is none, or it is another one.
+            WrongEventLoopError: no loop is running, or another one is.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -169,10 +169,10 @@ class GroupCommit:
     # What the store asks for
 
     def write_soon(self, account: Account, *, moves: bool, at_once: bool) -> None:
-        """See to it that the account, about to be changed, is written.
+        """Make sure that the account, which is about to change, gets written.
 
         Args:
-            moves: it is more than a sign of life.
+            moves: the change is more than a sign of life.
             at_once: do not wait for the window or the back-off.
         """
         keeper = self._keeper(account)
@@ -183,7 +183,7 @@ class GroupCommit:
             _ = self._join(keeper)
 
     def join(self, account: Account) -> asyncio.Future[None]:
-        """Put the account into the next batch; the future is set when that was attempted."""
+        """Put the account into the next batch; the future is set once that was attempted."""
         return self._join(self._keeper(account))
 
     def _join(self, keeper: Keeper) -> asyncio.Future[None]:
@@ -197,10 +197,10 @@ class GroupCommit:
         return keeper.batch.done
 
     async def attempt(self, accounts: Iterable[Account]) -> dict[str, BaseException]:
-        """Try each account that is unsaved, at once; return the errors of those not on storage.
+        """Try to write each unsaved account now; return the errors of those that failed.
 
-        An account whose write is in flight joins the next batch too: by then that write has
-        ended, and there is nothing more to do if it succeeded.
+        An account whose write is in flight joins the next batch, too. That write has ended by
+        then, and if it succeeded there is nothing left to do.
         """
         pending: set[asyncio.Future[None]] = set()
         tried: list[str] = []
@@ -214,7 +214,7 @@ class GroupCommit:
         return {key: self._failing[key].error for key in tried if key in self._failing}
 
     async def close(self, patience: Patience) -> None:
-        """Attempt all that is unsaved, and end every task."""
+        """Try to write everything that is unsaved, and end every task."""
         pending: set[asyncio.Future[None]] = set()
         for piece in in_pieces(() if self._aborted else self._ledger.accounts.values()):
             await patience.turn()
@@ -237,11 +237,11 @@ class GroupCommit:
         self._tell_of_turns()
 
     def failures(self) -> dict[str, BaseException]:
-        """Return the latest error of every account that fails."""
+        """Return the latest error of every account that is failing."""
         return {account_id: failure.error for account_id, failure in self._failing.items()}
 
     def forget(self, account_id: str) -> None:
-        """Drop all that is known of the account, unsaved state included."""
+        """Drop everything known about the account, including unsaved state."""
         self._ledger.forget(account_id)
         self._failing.pop(account_id, None)
         keeper = self._keepers.pop(account_id, None)
@@ -269,9 +269,9 @@ class GroupCommit:
     def _task(
         self, work: Coroutine[Any, Any, None], name: str, context: Context
     ) -> asyncio.Task[None]:
-        """Make a task that no factory wraps, and that leaves a closed loop without noise.
+        """Make a task that no factory wraps, and that does not complain when its loop is closed.
 
-        What is lost when a loop is closed is said by the store.
+        The store reports what is lost with a loop.
         """
         try:
             task = asyncio.Task(
@@ -287,11 +287,11 @@ class GroupCommit:
         return task
 
     async def _keep(self, keeper: Keeper) -> None:
-        """Be the account's task: one park per write."""
+        """Run as the account's task."""
         try:
             await _first_step()
             if keeper.task is not asyncio.current_task():
-                return  # whoever made it was torn off, and made another since, or will
+                return  # a stray: the call that made it was interrupted, so another takes its place
             while keeper.account.unsaved:
                 if keeper.patient:
                     keeper.patient = False
@@ -305,7 +305,7 @@ class GroupCommit:
             raise
 
     async def _attempt_last(self, account: Account) -> None:
-        """Attempt at once what is unsaved, and again what is changed during the attempt."""
+        """Try at once to write what is unsaved, and again if it changes during the attempt."""
         for _ in range(ATTEMPTS):
             if not account.unsaved or self._aborted:
                 return
@@ -314,7 +314,7 @@ class GroupCommit:
                 return
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        """Let an account rest whose task has ended; if it may not, have another task later."""
+        """Clean up after an account's task; if the account is still unsaved, retry later."""
         retrieve(task)
         keeper = self._keepers.get(task.get_name().removeprefix(TASK_NAME))
         if keeper is not None and keeper.task is task:
@@ -327,14 +327,14 @@ class GroupCommit:
                 self._wake_later(delay, keeper.batch, [keeper])
 
     def _release(self, keeper: Keeper) -> None:
-        keeper.batch = None  # no timer of its may wake it: the account may have another by then
+        keeper.batch = None  # so that no timer wakes it: the account may have another by then
         if self._keepers.get(keeper.account.id) is keeper:
             del self._keepers[keeper.account.id]
             if not self._keepers:
                 self._keepers.clear()  # an emptied dictionary keeps its table until then
 
     def _end_writer(self, task: asyncio.Task[None]) -> None:
-        """Go on with what is queued if the writing task was torn away from it."""
+        """Start another writing task if this one was torn away from its queue."""
         retrieve(task)
         if self._writer is task and self._queue and not self._aborted:
             self._start_writer()
@@ -346,9 +346,9 @@ class GroupCommit:
         _ = loop.call_later(delay, self._wake, batch, keepers, context=self._context)
 
     def _wake(self, batch: Batch | None, keepers: list[Keeper]) -> None:
-        """End a window: what is unsaved is due, and the tasks of all others end.
+        """End a window: unsaved accounts join the next batch, the tasks of all others end.
 
-        The task of an account that is due stays parked: to wake it would cost more than encoding.
+        The task of an account that joins stays parked: waking it would cost more than encoding.
         """
         try:
             for keeper in keepers:
@@ -370,7 +370,7 @@ class GroupCommit:
     # Writing
 
     async def _write(self) -> None:
-        """Be the writing task: attempt every batch that is queued, then end, cancelled or not."""
+        """Run as the writing task: try every queued batch, then end, cancelled or not."""
         with suppress(asyncio.CancelledError):
             await _first_step()
         if self._writer is not asyncio.current_task():
@@ -388,7 +388,7 @@ class GroupCommit:
             await self._take(batch, changes, failures)
             started = time.perf_counter()
             if changes and not await self._hand_over(batch, changes, failures):
-                return  # this batch is committed once more, at once, unless all is over
+                return  # this batch is committed again at once, unless the store is closed
             seconds = time.perf_counter() - started
         else:
             unsaved = [k.account.id for k in batch.keepers.values() if k.account.unsaved]
@@ -400,7 +400,7 @@ class GroupCommit:
     async def _take(
         self, batch: Batch, changes: dict[str, bytes | None], failures: dict[str, BaseException]
     ) -> None:
-        """Encode the newest states, in pieces that take less than a millisecond."""
+        """Encode the newest states, in pieces that each take less than a millisecond."""
         work, now = 0, None
         for account_id, keeper in batch.keepers.items():
             account = keeper.account
@@ -427,7 +427,7 @@ class GroupCommit:
         changes: Mapping[str, bytes | None],
         failures: dict[str, BaseException],
     ) -> bool:
-        """Have the storage commit; note what failed, whatever it answers or raises.
+        """Let the storage commit; note what failed, whatever it returns or raises.
 
         Returns:
             Whether the attempt has ended: not if it was cancelled, unless that goes on and on.
@@ -456,7 +456,7 @@ class GroupCommit:
         return True
 
     async def _wait_for(self, call: asyncio.Task[Any]) -> bool:
-        """Wait until it is done or all is over; return whether this task was cancelled."""
+        """Wait until it is done or the store is closed; return whether we were cancelled."""
         cancelled = False
         while not call.done() and not (cancelled and self._aborted):
             try:
@@ -466,7 +466,7 @@ class GroupCommit:
         return cancelled
 
     def _finish(self, batch: Batch, failures: Mapping[str, BaseException]) -> None:
-        """Note what was attempted, and when each account may join again."""
+        """Note the outcome, and when each account may join the next batch."""
         now = self.running_loop().time()
         moment = self._ledger.moment()
         parked: dict[float, list[Keeper]] = {}
@@ -491,10 +491,10 @@ class GroupCommit:
         if not batch.done.done():
             batch.done.set_result(None)
         if self._queue and self._queue[0] is batch:
-            self._queue.popleft()  # last: what is torn away before this is finished again
+            self._queue.popleft()  # last: if anything is raised before this, all is done again
 
     def _note_failure(self, account_id: str, error: BaseException) -> float:
-        """Return the seconds until the account's next attempt."""
+        """Return how many seconds remain until the account's next attempt."""
         failed = self._failing.get(account_id)
         delay = _FIRST_RETRY if failed is None else min(failed.delay * 2, _LAST_RETRY)
         self._failing[account_id] = _Failure(error, delay)
@@ -505,7 +505,7 @@ class GroupCommit:
     # What others are told
 
     def _tell_of_turns(self) -> None:
-        """Log who began to fail and who healed: what comes together is one line."""
+        """Log which accounts began to fail and which recovered, many of them in one line."""
         if not self._begun and not self._healed:
             return
         now = self.running_loop().time()
@@ -541,11 +541,11 @@ class GroupCommit:
 
 
 def _answered(answer: object, changes: Iterable[str]) -> dict[str, BaseException]:
-    """Return what a commit answered, which may be anything, as failures."""
+    """Return what a commit returned, which may be anything, as failures."""
     try:
         return {key: _as_error(error) for key, error in dict(answer).items()}  # type: ignore[call-overload]
     except Exception:  # noqa: BLE001 - not even a mapping
-        wrong = TypeError(f"commit answered {type(answer).__name__}, not the failures")
+        wrong = TypeError(f"commit returned {type(answer).__name__}, not the failures")
         return dict.fromkeys(changes, wrong)
 
 
@@ -556,7 +556,7 @@ def _as_error(error: object) -> BaseException:
 
 
 async def _let_others_in() -> None:
-    """Give the loop a turn; for who is cancelled in it, that is over at once."""
+    """Give the loop a turn; a cancellation merely ends it early."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
 
@@ -567,6 +567,6 @@ def _first_step() -> Generator[None, None, None]:
 
 
 def _primed(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-    """Run the coroutine to its `_first_step`, where a task takes it over."""
+    """Run the coroutine up to its `_first_step`, where a task takes over."""
     work.send(None)
     return work

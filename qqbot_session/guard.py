@@ -1,11 +1,12 @@
-"""What belongs to other people: a storage, a hook, a clock.
+"""Calls into other people's code: a storage, a hook, a clock.
 
 Rules:
 
-* Any of them may raise anything, answer anything, hang, or cancel whatever task it runs in. What
-  comes of that is said here; who called goes on.
-* A storage's calls run in tasks of their own: nothing they do to their task is done to ours.
-* KeyboardInterrupt, SystemExit and GeneratorExit go their way.
+* Any of them may raise anything, return anything, hang, or cancel the task it runs in. This module
+  reports it, and the caller carries on.
+* A storage's calls run in tasks of their own, so whatever they do to their task does not affect
+  ours.
+* KeyboardInterrupt, SystemExit and GeneratorExit are never caught.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from .logs import EXITS, say
 from .state import MAX_SECONDS
 
 ATTEMPTS = 3
-"""Of a call if each is cancelled; of a cancelled task's account if each finds a newer state."""
+"""How often a call that is cancelled is made again, and a state that changes is written again."""
 
 TASK_NAME = "qqbot_session:"
-"""How the name of each task of ours begins."""
+"""The prefix of our tasks' names."""
 
 _PIECE = 500  # accounts: what is done to one takes a microsecond or two
 _STORAGE = f"{TASK_NAME}storage"
@@ -37,7 +38,7 @@ _T = TypeVar("_T")
 
 
 def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:
-    """Call a hook of the bot's; what it raises is logged."""
+    """Call one of the bot's hooks, and log what it raises."""
     try:
         answer = hook(details)
         if asyncio.iscoroutine(answer):
@@ -84,7 +85,7 @@ def read_clock(clock: Callable[[], float]) -> float:
     """Return the time in seconds since the epoch.
 
     Raises:
-        ValueError: it is none that a record could hold.
+        ValueError: it is not a time that a record could hold.
     """
     now = clock()
     if isinstance(now, int | float) and 0 <= now <= MAX_SECONDS:  # false for NaN too
@@ -95,13 +96,13 @@ def read_clock(clock: Callable[[], float]) -> float:
 
 
 async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
-    """Await a call of somebody's, in a task of its own: what ends it in any way is an `Exception`.
+    """Await somebody else's call in a task of its own; however it fails, raise an `Exception`.
 
-    Only who is cancelled gets a `CancelledError`, whatever the call does to the task it runs in.
-    If that task alone is cancelled, as by who cancels all there are, the call is made again.
+    Only a cancelled caller gets a `CancelledError`, whatever the call does to its own task. If that
+    task alone is cancelled, as by code that cancels every task there is, the call is made again.
     """
     for _ in range(ATTEMPTS):
-        # As `asyncio.wait([call])`, for half of what it costs.
+        # Like `asyncio.wait([call])`, at half the cost.
         ended = asyncio.get_running_loop().create_future()
         call = begin(function, *args, then=functools.partial(_end, ended))
         try:
@@ -121,10 +122,10 @@ def begin(
     context: Context | None = None,
     then: Callable[[asyncio.Task[_T]], object] | None = None,
 ) -> asyncio.Task[_T]:
-    """Call it in a task past any factory, by default in the caller's context.
+    """Call it in a task that bypasses any factory, by default in the caller's context.
 
     Args:
-        then: called when it is done, in place of `retrieve`.
+        then: called when the task is done, in place of `retrieve`.
     """
 
     async def call() -> _T:
@@ -152,10 +153,10 @@ def outcome(call: asyncio.Task[_T]) -> _T:
 
 
 class Patience:
-    """Waiting that goes on, once it is cancelled, for two seconds more and in all.
+    """Waits on after a cancellation, for two more seconds in total.
 
     Attributes:
-        cancelled: the first cancellation, which the caller must raise.
+        cancelled: the first cancellation, which the caller must raise in the end.
     """
 
     def __init__(self) -> None:
@@ -163,10 +164,10 @@ class Patience:
         self._end = math.inf
 
     async def wait(self, waited: Iterable[asyncio.Future[Any]], *, spare: float = 0.0) -> None:
-        """Wait until all are done or the time is over, but for a turn of the loop.
+        """Wait until all are done or the time is up.
 
         Args:
-            spare: seconds to leave for those that are waited for afterwards.
+            spare: seconds to leave for what is waited for afterwards.
         """
         loop = asyncio.get_running_loop()
         pending = {future for future in waited if not future.done()}
@@ -201,7 +202,7 @@ def in_pieces(items: Iterable[_T]) -> Iterator[list[_T]]:
 
 
 async def in_turns(items: Iterable[_T]) -> AsyncIterator[list[_T]]:
-    """Yield the items in such pieces, each but the first in another turn of the loop."""
+    """Yield the items in such pieces, and give the loop a turn between them."""
     for number, piece in enumerate(in_pieces(items)):
         if number:
             await asyncio.sleep(0)
@@ -209,6 +210,6 @@ async def in_turns(items: Iterable[_T]) -> AsyncIterator[list[_T]]:
 
 
 def retrieve(task: asyncio.Task[Any]) -> None:
-    """Take note of how the task ended; a KeyboardInterrupt has gone its way through the loop."""
+    """Mark the task's exception as seen; a KeyboardInterrupt has already left through the loop."""
     if not task.cancelled():
         _ = task.exception()

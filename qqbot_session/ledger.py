@@ -1,13 +1,13 @@
-"""`Ledger`: what is known of every account, and what of it is not on storage yet.
+"""`Ledger`: what is known about every account, and what of that is not on storage yet.
 
 Rules:
 
 * Pure: no I/O, no asyncio, no clock, no log. Every `now` is seconds since the epoch.
-* Time is counted in moments: each read, change and acknowledgement has its own. What was read is
-  learned only if nothing newer became known since the read began.
-* An account is unsaved while it was changed after it was encoded, or what was encoded has not been
-  acknowledged. After an exception between any two statements it still is, or never was.
-* That an account was *denied* a session, and that it has one to Resume, are two things.
+* Time is counted in moments: every read, change and acknowledgement has its own. The result of a
+  read is accepted only if nothing newer became known after the read began.
+* An account is unsaved if it changed after it was last encoded, or if what was encoded has not been
+  acknowledged. An exception between any two statements does not change that.
+* Whether an account has a session to Resume, and whether `load` *denied* it one, are two things.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ABSENT = 1024  # accounts without a record that are remembered, so that nobody 
 
 
 class Source(Protocol):
-    """Who knows a session's newest state, as `GatewaySession` does; asked once per batch."""
+    """What knows a session's newest state, as `GatewaySession` does; asked once per batch."""
 
     @property
     def account_id(self) -> str:
@@ -34,33 +34,33 @@ class Source(Protocol):
 
     @property
     def generation(self) -> int:
-        """Unique in the process; what was made later has a higher one."""
+        """Unique in the process, and higher than that of every source made earlier."""
         ...
 
     @property
     def turn(self) -> int:
-        """Changes with what a crash must not undo: the session, and the count of its Resumes."""
+        """Changes with what a crash must not undo: the session and the count of its Resumes."""
         ...
 
     @property
     def handled(self) -> int:
-        """Changes with what was handled: with what a crash would have the gateway send again."""
+        """Changes when events are handled: with what the gateway would repeat after a crash."""
         ...
 
     @property
     def state(self) -> SessionState | None:
-        """The newest state; `None` = there is no session."""
+        """The newest state; `None` means there is no session."""
         ...
 
 
 class Mark:
-    """Who recorded an account last.
+    """Which source recorded an account last.
 
     Attributes:
-        source: who is to be asked for the newest state; `None` while nothing is due.
-        turn: the source's, when it was last asked or recorded.
-        handled: the source's, when the account was last encoded.
-        session_id: the account's then; `None` without a session.
+        source: what to ask for the newest state; `None` while nothing is due.
+        turn: the source's `turn` when it was last asked or recorded.
+        handled: the source's `handled` when the account was last encoded.
+        session_id: the account's at that time; `None` without a session.
         outdated: the newest generation that was refused.
     """
 
@@ -77,23 +77,23 @@ class Mark:
 
 
 class Account:
-    """What is known of one account.
+    """What is known about one account.
 
     Attributes:
-        state: `None` = no record.
-        last_seq: the newest number, ahead of the state's own.
-        stamp: `saved_at` of what was last read or encoded, seconds since the epoch.
+        state: `None` means there is no record.
+        last_seq: the newest number; may be ahead of the state's own.
+        stamp: `saved_at` of what was last read or encoded, in seconds since the epoch.
         moment: when all this became known.
-        was_read: that was by reading it, so that another read may know better.
-        denied: `load` gave nothing, so that only a new session counts.
+        was_read: it became known through a read, so another read may know better.
+        denied: `load` returned nothing, so only a new session counts.
         changed: it is newer than what was last encoded.
-        moved: by more than a sign of life.
-        handed: what was last encoded is not acknowledged.
-        is_ours: this store changed it: what was acknowledged is on storage.
+        moved: the change is more than a sign of life.
+        handed: what was last encoded has not been acknowledged.
+        is_ours: this store changed it, so what was acknowledged is on storage.
         turned: its session began or ended here.
-        touched: its signs of life are told here, so the lack of one tells something, too.
-        born: when it was first written here, in the loop's seconds.
-        mark: who recorded it last, as long as somebody does.
+        touched: its signs of life are reported here, so silence means something, too.
+        born: when it was first written here, on the loop's clock in seconds.
+        mark: which source recorded it last; `None` if none did.
     """
 
     __slots__ = (
@@ -140,14 +140,14 @@ class Account:
         )
 
     def is_as_read(self, state: SessionState | None) -> bool:
-        """Whether just this was read, and not changed since."""
+        """Whether exactly this was read, and has not changed since."""
         if state is None or self.state is None:
             return state is self.state
         known = (self.state, self.last_seq, self.stamp)
         return known == (state, state.last_seq, state.saved_at)
 
     def ask(self) -> None:
-        """Let the source say what is newest; another session was not recorded yet."""
+        """Fetch the newest state from the source, unless it has begun another session."""
         mark = self.mark
         if mark is not None and mark.source is not None and self.state is not None:
             state = mark.source.state
@@ -165,12 +165,12 @@ class Account:
 
 
 class Ledger:
-    """Every account that is known, by its id.
+    """Every known account, by its id.
 
     Attributes:
-        due: those with a session, and no failed Resume, that moved and are not encoded since:
-            assigning `state` and `last_seq` is all it takes to change one of them.
-        marked: the same of those whose source will be asked: nothing has to be assigned.
+        due: accounts with a session, and without failed Resumes, that moved and have not been
+            encoded since: to change one, it is enough to assign `state` and `last_seq`.
+        marked: likewise, accounts whose source will be asked: nothing has to be assigned.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class Ledger:
         return self._moment
 
     def account(self, account_id: str) -> Account:
-        """Return the account; one that was made for it is known from its first change on."""
+        """Return the account, a new one if need be, which becomes known with its first change."""
         return self.accounts.get(account_id) or Account(account_id)
 
     def unsaved(self) -> list[Account]:
@@ -204,12 +204,12 @@ class Ledger:
         moves: bool = True,
         warm: bool,
     ) -> None:
-        """Make this the account's newest state, `None` for no record.
+        """Make this the account's newest state; `None` means no record.
 
         Args:
             last_seq: the newest number, in place of the state's own.
-            moves: whether it is more than a sign of life.
-            warm: whether the next change may go by `due`.
+            moves: whether the change is more than a sign of life.
+            warm: whether the next change may use `due`.
         """
         turned = account.state is not state and session_of(account.state) != session_of(state)
         if state is None or not state.session_id or last_seq is None or state.failed_resumes:
@@ -230,7 +230,7 @@ class Ledger:
             self.due[account.id] = account
 
     def note(self, account: Account, source: Source) -> Mark:
-        """Know who recorded the account last."""
+        """Note which source recorded the account last."""
         mark = account.mark
         if mark is None or mark.generation != source.generation:
             mark = account.mark = Mark(source)
@@ -249,7 +249,7 @@ class Ledger:
         )
 
     def mark(self, account: Account, source: Source, *, warm: bool) -> None:
-        """Have the source asked for the state when the account, just changed, is encoded."""
+        """Let the source be asked for the state when the account, just changed, is encoded."""
         mark = self.note(account, source)
         self.due.pop(account.id, None)
         mark.source = source
@@ -257,10 +257,10 @@ class Ledger:
             self.marked[account.id] = mark
 
     def quiet(self, before: float) -> list[Account]:
-        """Return the accounts with a session of this store's whose life nobody tells of.
+        """Return this store's accounts that have a session and whose signs of life nobody reports.
 
         Args:
-            before: those alone that were stamped before; seconds since the epoch.
+            before: return only those stamped before this time, in seconds since the epoch.
         """
         return [
             account
@@ -270,7 +270,7 @@ class Ledger:
         ]
 
     def take(self, account: Account, now: float) -> bytes | None:
-        """Encode what is to be written; a retry without a change keeps its first stamp."""
+        """Encode what is to be written; a retry of an unchanged state keeps its stamp."""
         account.ask()
         if account.mark is not None and account.mark.source is not None:
             account.mark.handled = account.mark.source.handled
@@ -281,10 +281,10 @@ class Ledger:
         return data
 
     def acknowledge(self, account: Account, moment: int) -> None:
-        """Know that what was handed over is on storage.
+        """Note that what was handed over is on storage.
 
         Args:
-            moment: when that became known; one for all the accounts of a commit.
+            moment: when that became known; the same for all accounts of a commit.
         """
         if account.handed:
             account.moment = moment
@@ -295,14 +295,15 @@ class Ledger:
     def learn(
         self, account_id: str, state: SessionState | None, began: int, ended: int | None = None
     ) -> bool:
-        """Know what was read, unless anything else became known since the read began.
+        """Accept what was read, unless something newer became known after the read began.
 
         Args:
             began: the moment at which the read began.
-            ended: that at which it ended, one for all that a listing found; `None` is now.
+            ended: the moment at which it ended, the same for all that a listing found; `None`
+                means now.
 
         Returns:
-            Whether it is what is known.
+            Whether it is what is known now.
         """
         account = self.accounts.get(account_id)
         if account is None:
@@ -324,12 +325,12 @@ class Ledger:
         return True
 
     def deny(self, account: Account) -> None:
-        """Let the account have no session until `load` gives one or a new one is saved."""
+        """Treat the account as having no session until `load` returns one or one is saved."""
         account.denied = True
         self._settle(account)
 
     def forget(self, account_id: str) -> None:
-        """Know nothing of the account any more, saved or not."""
+        """Forget everything about the account, saved or not."""
         self._absent.pop(account_id, None)
         account = self.accounts.pop(account_id, None)
         if account is not None:
@@ -340,12 +341,12 @@ class Ledger:
             account.changed = account.handed = False
 
     def freeze(self) -> None:
-        """Let no call take the short way any more."""
+        """Close the short way for every later call."""
         self.due.clear()
         self.marked.clear()
 
     def _settle(self, account: Account) -> None:
-        """Let the next change be noted as one."""
+        """Close the short way for the account's next change."""
         self.due.pop(account.id, None)
         if not self.due:
             self.due.clear()  # an emptied dictionary keeps its table until then
@@ -357,7 +358,7 @@ class Ledger:
         mark.source = None
 
     def _note_absent(self, account: Account) -> None:
-        """Remember only the latest of the accounts that have no record."""
+        """Remember the account as absent, but only so many of them."""
         self._absent.pop(account.id, None)
         if account.unsaved:
             return
@@ -372,12 +373,12 @@ class Ledger:
 
 
 def session_of(state: SessionState | None) -> str | None:
-    """Return the session id, `None` where there is no session."""
+    """Return the session id, or `None` if there is no session."""
     return None if state is None else state.session_id
 
 
 def is_turn(known: SessionState | None, state: SessionState | None) -> bool:
-    """Whether a crash must not undo this: another session, none, or another count of Resumes."""
+    """Whether a crash must not undo the change: a new session, none, or a new Resume count."""
     if known is None or state is None:
         return True
     if known is state:
