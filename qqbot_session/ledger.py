@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
     @property
-    def handled(self) -> int:
+    def handled(self) -> object:
         """Changes when events are handled: with what the gateway would repeat after a crash."""
         ...
 

@@ -12,6 +12,7 @@ from conftest import WallClock
 from faults import FaultyStorage
 
 from qqbot_session import AsyncSessionStore, SessionState
+from qqbot_session.gateway import GatewaySession
 from qqbot_session.state import decode, encode
 
 WINDOW = 1.0
@@ -336,3 +337,33 @@ async def test_what_is_no_gateway_session_is_named(store: AsyncSessionStore, wro
         await store.record(wrong)
     with pytest.raises(TypeError, match="must be a GatewaySession"):
         store.record_nowait(wrong)
+
+
+@pytest.mark.parametrize("order", [[2, 3, 4], [4, 3, 2], [3, 2, 4]])
+async def test_what_a_gateway_session_handled_is_told_from_what_it_received(
+    store: AsyncSessionStore, order: list[int]
+) -> None:
+    # promise 2
+    gateway = GatewaySession("bot", app_id="1", intents=1)
+    line = gateway.connect()
+    line.opened("token", 0.0)
+    line.receive({"op": 10, "d": {"heartbeat_interval": 45_000}}, 0.0)
+    user = {"session_id": "S", "user": {"id": "me"}}
+    line.receive({"op": 0, "s": 1, "t": "READY", "d": user}, 0.0)
+    events = {}
+    for seq in (2, 3, 4):
+        before = gateway.handled
+        frame = {
+            "op": 0,
+            "s": seq,
+            "t": "C2C_MESSAGE_CREATE",
+            "id": f"e{seq}",
+            "d": {"id": f"{seq}"},
+        }
+        events[seq] = line.receive(frame, 1.0)
+        gateway.begin(events[seq])
+        assert gateway.handled == before
+    for seq in order:
+        before = gateway.handled
+        gateway.settle(events[seq])
+        assert gateway.handled != before

@@ -127,7 +127,6 @@ class GatewaySession:
             earlier: what an older one says about the same account is out of date.
         turn: changes whenever something changes that a crash must not undo, such as the session or
             the count of its Resumes.
-        handled: changes with every event that is settled.
     """
 
     def __init__(
@@ -159,7 +158,7 @@ class GatewaySession:
         if not callable(jitter):
             raise TypeError(f"jitter must be callable, not {jitter!r}")
         self.generation = next(_generations)
-        self.turn = self.handled = 0
+        self.turn = 0
         self._max_resumes = max_resumes
         self._max_session_age = max_session_age
         self._close_rules = close_rules
@@ -211,6 +210,11 @@ class GatewaySession:
     def settled(self) -> int | None:
         """The number up to which everything received is settled: what a Resume asks from."""
         return self._watermark.settled
+
+    @property
+    def handled(self) -> object:
+        """Changes with what was handled, and costs an event nothing: see `ledger.Source`."""
+        return self._watermark.settled, self._recent.changes
 
     @property
     def resumable(self) -> bool:
@@ -312,7 +316,6 @@ class GatewaySession:
             return
         if event.generation != watermark.generation and event.generation not in self._earlier:
             return
-        self.handled += 1
         if event.seq is not None:
             watermark.settle(event.seq, event.generation)
         if event.name is not None:
