@@ -1,8 +1,12 @@
 """When an event is handled: at the end of its handler, or of what the application still does.
 
     async def on_c2c_message_create(self, message):
-        done = hold()                      # the event stays open...
-        await queue.put((message, done))   # ...until somebody calls done.set_result(None)
+        await queue.put((message, hold()))  # the event stays open...
+
+    async def worker():
+        message, held = await queue.get()
+        with held:                          # ...until the end of this
+            await message.reply(content="...")
 
 Rules:
 
@@ -23,7 +27,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from .gateway import Dispatch
 
@@ -61,19 +65,55 @@ class _Work:
 _current: ContextVar[_Work] = ContextVar("qqbot_session_event")
 
 
-def hold() -> asyncio.Future[None]:
-    """Hold the event that is being handled open until the returned future is done.
+class Hold:
+    """What holds one event open; as a context manager, it does so until the end of the body.
 
-    Call it in the event's handler, or in a task started there, while the event is open. Then
-    `set_result(None)` means handled, `cancel()` means not handled. An error counts as handled, like
-    one that a handler raises.
+    A body that raises has handled the event, like a handler; one that is cancelled has not: the
+    event comes again. Use it from any thread, any number of times: the first end counts.
+    """
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self._future = future
+
+    def __repr__(self) -> str:
+        return f"<Hold {'ended' if self.ended else 'open'}>"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it holds the event no longer."""
+        return self._future.done()
+
+    def release(self) -> None:
+        """The event is handled."""
+        _on_its_loop(self._future, _finish)
+
+    def cancel(self) -> None:
+        """The event was not handled: it comes again."""
+        _on_its_loop(self._future, asyncio.Future.cancel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None or issubclass(kind, Exception):
+            self.release()
+        else:
+            self.cancel()
+
+
+def hold() -> Hold:
+    """Hold the event that is being handled open until the returned object says that it is done.
+
+    Call it in the event's handler, or in a task started there, while the event is open.
 
     Raises:
         RuntimeError: no event is being handled here.
     """
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     _held_by("hold").append(future)
-    return future
+    return Hold(future)
 
 
 def until(awaitable: Awaitable[_T]) -> asyncio.Future[_T]:
@@ -213,11 +253,7 @@ class Answers:
             return
         inside = answer.in_handler and _current.get(None) is work
         if self._in_handler or not inside:
-            loop = answer.accepted.get_loop()
-            if loop is asyncio._get_running_loop():
-                _finish(answer.accepted)
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(_finish, answer.accepted)
+            _on_its_loop(answer.accepted, _finish)
 
 
 Until: TypeAlias = Literal["handled", "answered"] | Answers
@@ -245,6 +281,17 @@ def _held_by(name: str) -> list[asyncio.Future[Any]]:
     if work.held is None:
         raise RuntimeError(f"{name}() comes too late: the event has been handled")
     return work.held
+
+
+def _on_its_loop(
+    future: asyncio.Future[None], function: Callable[[asyncio.Future[None]], object]
+) -> None:
+    """Call it now, or on the future's loop if that is another thread's."""
+    loop = future.get_loop()
+    if loop is asyncio._get_running_loop():
+        function(future)
+    elif not loop.is_closed():
+        loop.call_soon_threadsafe(function, future)
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from driven import NOW, Driven
 from qqbot_session.answers import (
     REPEATED,
     Answers,
+    Hold,
     answers_for,
     handle_whole,
     hold,
@@ -48,7 +50,7 @@ async def took(task: asyncio.Task[Any]) -> float:
 async def test_an_event_is_handled_when_what_it_is_held_for_has_ended() -> None:
     # promise 35
     async def queue_it(event: Dispatch) -> None:
-        asyncio.get_running_loop().call_later(3, hold().set_result, None)
+        asyncio.get_running_loop().call_later(3, hold().release)
         until(asyncio.sleep(5))
 
     assert await took(handled(queue_it)) == 5
@@ -63,6 +65,29 @@ async def test_a_hold_that_is_cancelled_leaves_the_event_unhandled() -> None:
         await handled(queue_it)
 
 
+@pytest.mark.parametrize(
+    ("error", "is_handled"),
+    [(None, True), (LookupError(), True), (asyncio.CancelledError(), False)],
+)
+async def test_the_body_of_a_hold_ends_an_event_as_a_handler_does(
+    error: BaseException | None, is_handled: bool
+) -> None:
+    # promise 18
+    held: list[Hold] = []
+
+    async def queue_it(event: Dispatch) -> None:
+        held.append(hold())
+
+    task = handled(queue_it)
+    await asyncio.sleep(1)
+    with suppress(LookupError, asyncio.CancelledError), held[0]:
+        assert repr(held[0]) == "<Hold open>"
+        if error is not None:
+            raise error
+    await asyncio.wait([task])
+    assert task.cancelled() is not is_handled
+
+
 async def test_what_a_held_awaitable_raises_counts_as_the_handlers_own_error() -> None:
     async def fail() -> None:
         raise LookupError("in the queue")
@@ -75,7 +100,7 @@ async def test_what_a_held_awaitable_raises_counts_as_the_handlers_own_error() -
 
 
 async def test_cancelling_the_event_cancels_what_holds_it() -> None:
-    held: list[asyncio.Future[None]] = []
+    held: list[Hold] = []
 
     async def queue_it(event: Dispatch) -> None:
         held.append(hold())
@@ -85,7 +110,8 @@ async def test_cancelling_the_event_cancels_what_holds_it() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert held[0].cancelled()
+    assert repr(held[0]) == "<Hold ended>"
+    held[0].release()  # by whoever answers at last: it does no harm
 
 
 async def test_hold_outside_a_handler_or_after_the_event_says_so() -> None:
@@ -222,14 +248,17 @@ async def test_hundreds_of_messages_wait_each_for_its_own_answer() -> None:
 
 
 @pytest.mark.real_time
-async def test_an_answer_may_be_noted_on_another_thread() -> None:
+async def test_an_answer_and_the_end_of_a_hold_may_come_from_another_thread() -> None:
     answers = Answers()
     task = handled(answers.awaited(nothing))
     await asyncio.sleep(0)
-    thread = threading.Thread(target=answers.sent, args=[{"msg_id": "m"}])
-    thread.start()
+    await asyncio.to_thread(answers.sent, {"msg_id": "m"})
     await asyncio.wait_for(task, 10)
-    thread.join()
+
+    async def queue_it(event: Dispatch) -> None:
+        threading.Thread(target=hold().release).start()
+
+    await asyncio.wait_for(handled(queue_it), 10)
 
 
 async def test_a_handler_that_waits_for_the_answer_works_without_a_runner() -> None:

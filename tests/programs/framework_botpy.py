@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import signal
 import time
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -97,17 +98,16 @@ class WithPipeline(Bot):
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
 
     async def on_c2c_message_create(self, message: Any) -> None:
-        done = None
+        held: AbstractContextManager[Any] = contextlib.nullcontext()
         if "hold" in BUILD:
             from qqbot_session.answers import hold
 
-            done = hold()
-        self.queue.put_nowait((message, done))
+            held = hold()
+        self.queue.put_nowait((message, held))
 
-    async def answer(self, message: Any, done: asyncio.Future[None] | None) -> None:
-        await work(f"reply {message.content}", lambda text: message.reply(content=text))
-        if done is not None:
-            done.set_result(None)
+    async def answer(self, message: Any, held: AbstractContextManager[Any]) -> None:
+        with held:
+            await work(f"reply {message.content}", lambda text: message.reply(content=text))
 
     async def take_over(self) -> None:
         async with asyncio.TaskGroup() as answering:
