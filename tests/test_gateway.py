@@ -1445,3 +1445,26 @@ def test_a_wrong_time_is_refused_before_anything_changes(now: Any, error: type[E
     with pytest.raises(error, match="now"):
         gateway.handshake("t", now)
     assert snapshot(gateway) == before
+
+
+def test_4902_again_and_again_names_the_likely_cause_and_waits_longer_each_time() -> None:
+    # promise 17
+    gateway = make()
+    rules = []
+    for _ in range(10):
+        identified(gateway)
+        rules.append(gateway.closed(4902))
+    assert "another process" not in rules[0].meaning
+    assert all("another process probably runs this bot" in rule.meaning for rule in rules[1:])
+    waits = [rule.wait for rule in rules]
+    assert waits[1:8] == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0]
+    assert waits[8:] == [900.0, 900.0]
+
+
+def test_a_reset_hours_after_the_last_one_is_nothing_special() -> None:
+    gateway = make()
+    for hours in range(0, 10, 2):
+        gateway.handshake("t", NOW + hours * 3600)
+        ready = {"op": 0, "s": 1, "t": "READY", "d": {"session_id": f"session-{hours}"}}
+        gateway.receive(ready, NOW + hours * 3600)
+        assert gateway.closed(4902).meaning == CLOSE_RULES[4902].meaning
