@@ -77,7 +77,7 @@ async def test_ctrl_c_ends_a_client_in_order_as_sigterm_does() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where", ["", " background"])
+@pytest.mark.parametrize("where", ["", " background", " background store"])
 async def test_signals_end_in_order_what_only_awaits_start(
     number: signal.Signals, where: str
 ) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from ..errors import SessionWriteError, StoreClosedError
 from ..gateway import GatewaySession
 from ..storages import Storage
 from ..store import AsyncSessionStore, LoadDetails
@@ -28,13 +29,20 @@ _lines: dict[tuple[object, str], asyncio.Task[object]] = {}  # of this process
 async def kept_in(
     sessions: Sessions, loads: Loads | None = None
 ) -> AsyncIterator[AsyncSessionStore]:
-    """Give the store that is meant, and close it in the end if it was made here.
+    """Give the store that is meant; in the end, write what is unsaved.
+
+    One that was made here is closed, too. One that was given may outlive this, or end with the
+    process at the next signal: what it cannot write, it says and tries again itself.
 
     Args:
         loads: gets what each `load` of a store made here found.
     """
     if isinstance(sessions, AsyncSessionStore):
-        yield sessions
+        try:
+            yield sessions
+        finally:
+            with contextlib.suppress(SessionWriteError, StoreClosedError):
+                await sessions.flush()
         return
     note = None if loads is None else lambda found: loads.update({found.account_id: found})
     async with AsyncSessionStore(sessions, on_load=note) as store:

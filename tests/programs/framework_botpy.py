@@ -183,7 +183,12 @@ async def main(kind: type[Shape], arguments: dict[str, Any]) -> None:
     if "remembered" in BUILD:
         from qqbot_session.integrations.botpy import remember
 
-        remember(client, SESSIONS, until="answered" if "answered" in BUILD else "handled")
+        sessions: Any = SESSIONS
+        if "store" in BUILD:
+            from qqbot_session import AsyncSessionStore
+
+            sessions = AsyncSessionStore(SESSIONS)
+        remember(client, sessions, until="answered" if "answered" in BUILD else "handled")
     await until_sigterm(client)
 
 
