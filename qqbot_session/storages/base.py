@@ -12,15 +12,16 @@ from typing import Protocol, runtime_checkable
 from ..state import MAX_RECORD_BYTES, account_of
 
 READ_LIMIT = MAX_RECORD_BYTES + 1
-"""Bytes any read returns at most: one more than a record may have, so that it shows."""
+"""The most bytes that a read returns: one more than a record may have, so that excess shows."""
 
 _BACKSLASH = 0x5C  # as a number it is found eight times as fast
 
 
 def is_of(account_id: str, data: bytes) -> bool:
-    """Whether what is kept for the account names it, or as a corrupt record nobody.
+    """Return whether the account's record names this account or, being corrupt, none at all.
 
-    For almost all this is plain to see: to decode them as well would double what a listing costs.
+    Almost always a look at the bytes is enough; decoding each record would double the cost of a
+    listing.
     """
     named = b'"accountId": "%s"' % account_id.encode("utf-8", "replace")
     if named in data and data.count(b"accountId") == 1 and _BACKSLASH not in data:
@@ -29,9 +30,9 @@ def is_of(account_id: str, data: bytes) -> bool:
 
 
 class NotRegularError(OSError):
-    """Something else than a file, such as a link or a device, stands in a record's place.
+    """There is a link, a device or the like where a record should be.
 
-    It does not go away by itself: to try again is no use.
+    It will not go away by itself, so retrying is pointless.
     """
 
 
@@ -58,8 +59,8 @@ class Storage(Protocol):
         """Return the account's record, its first `READ_LIMIT` bytes at most, or `None`.
 
         Raises:
-            NotRegularError: what is there is no record and never will be one by itself.
-            Exception: the record may exist but cannot be read now.
+            NotRegularError: what is there is not a record, and retrying will not make it one.
+            Exception: there may be a record, but it cannot be read now.
         """
         ...
 
@@ -72,20 +73,20 @@ class Storage(Protocol):
             The failures per account id; empty when all is on storage.
 
         Raises:
-            Exception: the storage as a whole is at fault, so that no account of this batch is on
-                storage for certain, and there is no use in trying others now. Who can tell the
-                accounts apart returns failures.
+            Exception: the storage as a whole is at fault: no account of this batch is certain to
+                be stored, and trying others now is pointless. A storage that can tell the accounts
+                apart returns failures instead.
         """
         ...
 
     def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield `(key, data)` of every readable record; the key is for `discard` alone.
 
-        What it yields is what `read` would return for some account id. So a record that names
-        another account than the one it is kept for, such as a copy, is left out; one that is
-        corrupt, and so names nobody, is not. An account may come twice where a storage keeps
-        records in two places; then `read` tells which counts. One that cannot be read is left
-        out, with a warning for all of them.
+        It yields what `read` would return for some account id. So a record that names another
+        account than the one it is kept for, such as a copy, is left out; a corrupt record, which
+        names none, is included. An account may come twice if a storage keeps records in two
+        places; then `read` decides which one counts. Records that cannot be read are left out,
+        with one warning for all of them.
 
         Raises:
             Exception: the storage cannot be listed.
@@ -93,7 +94,7 @@ class Storage(Protocol):
         ...
 
     async def discard(self, key: str, expected: bytes) -> bool:
-        """Delete a record if it still is what was judged.
+        """Delete a record if it has not changed since it was read.
 
         Args:
             key: an account id, or a key that `scan` yielded.
@@ -108,10 +109,10 @@ class Storage(Protocol):
         ...
 
     async def sweep(self, older_than: float) -> int:
-        """Remove left-overs of interrupted writes that are older than so many seconds.
+        """Remove left-overs of interrupted writes that are older than this many seconds.
 
         Returns:
-            How many were removed; one that cannot be keeps no other from going.
+            How many were removed. One that cannot be removed does not stop the others.
 
         Raises:
             Exception: the storage cannot be listed.
@@ -119,7 +120,7 @@ class Storage(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Release what the storage holds; records stay."""
+        """Release resources; the records stay."""
         ...
 
 
@@ -146,9 +147,9 @@ class ExchangingStorage(Storage, Protocol):
 class LeasingStorage(Storage, Protocol):
     """A storage that can say who may write an account, and refuses the writes of all others.
 
-    It remembers the token of each lease it acquired, and compares it in the very step in which
-    `commit` writes: while anybody holds an account's lease, a write without that lease is a
-    failure of this account, a `LeaseLostError`.
+    It remembers the token of each lease it acquired, and `commit` compares it in the same step in
+    which it writes: while somebody holds an account's lease, a write without that lease fails for
+    this account with a `LeaseLostError`.
 
     A storage whose server can lose what it acknowledged may also have `doubt(account_id)`: for how
     many seconds somebody whom it has forgotten may still believe to hold the lease that `acquire`
@@ -170,8 +171,7 @@ class LeasingStorage(Storage, Protocol):
     async def renew(self, held: Mapping[str, str], ttl: float) -> Mapping[str, Exception]:
         """Let leases end `ttl` seconds from now.
 
-        A lease that the storage has forgotten before its end is set again: nobody can have had
-        it since.
+        A lease that the storage forgot before it ended is set again: nobody can have held it since.
 
         Args:
             held: the token of each account id.

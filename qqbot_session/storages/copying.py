@@ -2,11 +2,11 @@
 
 Rules:
 
-* Storages hold bytes; what is copied is byte for byte what `read` gives, and only what is a record
-  of its own account. What is none is counted, and left where it is.
-* The newer of two records stays, so that a copy can be repeated: while the bot still runs on the
-  source, and again when it has stopped. A bot that runs on the target loses nothing either: the
-  target compares in the very step in which it writes, and what changed meanwhile is judged again.
+* What is copied is byte for byte what `read` returns, and only records that name their own account.
+  Anything else is counted and left where it is.
+* The newer of two records wins, so a copy can be repeated: once while the bot still runs on the
+  source, and again after it has stopped. A bot that runs on the target loses nothing either: the
+  target compares and writes in one step, and a record that changed meanwhile is judged again.
 * Nothing counts as copied that cannot be read back.
 """
 
@@ -30,14 +30,14 @@ _COUNTED = ("copied", "same", "kept", "unreadable")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
-    """What `copy` did, or has done so far; numbers of records.
+    """What `copy` did, or has done so far, in numbers of records.
 
     Args:
-        copied: written to the target, and read back.
-        same: there already, byte for byte.
-        kept: the target's own, which is newer.
-        unreadable: no record, or another account's; `load` would not give it either.
-        failures: the error per account that is not on the target.
+        copied: written to the target and read back.
+        same: already there, byte for byte.
+        kept: newer on the target, and left as it was.
+        unreadable: no record, or one of another account; `load` would not return it either.
+        failures: per account that is not on the target, the error.
     """
 
     copied: int = 0
@@ -56,10 +56,10 @@ async def copy(
 ) -> Copied:
     """Copy every record of `source` to `target`; neither is closed.
 
-    Nothing is ever deleted. Copied twice, the second time changes nothing unless the source has.
+    Nothing is ever deleted. A second copy changes nothing unless the source has changed.
 
     Args:
-        overwrite: also over a record of the target that is newer.
+        overwrite: also replace records of the target that are newer.
         progress: called after each batch of up to 128 records with what is done so far.
 
     Returns:
@@ -99,7 +99,7 @@ async def _accounts(source: Storage) -> AsyncIterator[tuple[Sequence[str], int]]
 async def _copy(
     source: Storage, target: Storage, account_ids: Sequence[str], done: Copied, *, overwrite: bool
 ) -> Copied:
-    """Copy a batch; what stands under a name that its account id does not give is no record."""
+    """Copy a batch. A record whose key is not its own account id is none."""
     records = zip(account_ids, await _read(source, account_ids), strict=True)
     ours = {id_: data for id_, data in records if data is not None and _names(data) == id_}
     counts = Counter(unreadable=len(account_ids) - len(ours))

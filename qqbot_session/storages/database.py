@@ -1,20 +1,21 @@
-"""`Database`: one SQLite database of ours, its two connections, and what stands at its path.
+"""`Database`: one SQLite database, our two connections to it, and the file at its path.
 
 Rules:
 
-* Only SQLite opens the file. Any `close` of a file drops all POSIX locks that this process holds on
-  it, those of SQLite's connections included; SQLite knows that and waits with its own. The one
-  exception, `_head`, is taken where SQLite says that this is no database, and never while this
-  process has a connection to it.
-* A connection that only reads changes nothing: it is read-only, and where nobody has the database
-  open it takes the file for immutable, so that SQLite makes no `-wal` and no `-shm` beside it.
+* Only SQLite opens the file. Closing any descriptor of a file drops all POSIX locks that the
+  process holds on it, including those of SQLite's connections; SQLite knows this and defers its
+  own closes.
+  The one exception, `_head_is_ours`, runs only after SQLite has said that this is no database, and
+  never while this process has a connection to it.
+* A connection for reading changes nothing: it is read-only and, if nobody else has the database
+  open, treats the file as immutable, so that SQLite creates no `-wal` and no `-shm` beside it.
 * Only a database with our application id and our tables is used, and only a failed write sets one
   aside. What can still be read goes into the database that takes its place.
-* What stands at the path is compared with what is open before and after each use, the database and
-  its `-wal`: SQLite would go on writing, and report success, into a file that was deleted.
-* No statement runs for ever, whatever schema it meets.
-* Before a fork the connections are closed: what SQLite knows of its locks is copied into the child,
-  which does not have them.
+* Before and after each use, the database at the path and its `-wal` are compared with those that
+  are open: SQLite itself would go on writing, and report success, to a file that has been deleted.
+* No statement runs for ever, whatever the schema.
+* Connections are closed before a fork: the child would inherit SQLite's bookkeeping of locks, but
+  not the locks.
 """
 
 from __future__ import annotations

@@ -3,21 +3,21 @@
 Rules:
 
 * Nothing here runs on the event loop's thread: every public method is one executor hop through
-  aiofiles. Whatever changes the directory runs on one thread, in the order it was called; that
-  thread may have others sync for it, and waits for them. Reads have a thread of their own.
+  aiofiles. Everything that changes the directory runs on one thread, in the order of the calls;
+  that thread may let others sync for it, and waits for them. Reads have a thread of their own.
 * A record appears under its name complete or not at all: it is written to a temporary file in
   the same directory and renamed. With `durable=True` the data is on the disk before the
   rename, and the rename before the commit returns. The batch pays for that once: all files are
   written, then all synced, then all renamed, then the directory is synced.
-* Nothing is imported on the way to the disk: an import that fails for want of a descriptor leaves
-  half a module behind, and every later write would fail with it.
+* Nothing is imported while writing: an import that fails for lack of a file descriptor leaves a
+  half-initialised module behind, and every later write would fail too.
 * Opening never follows a link and never blocks; only regular files are read, removed or counted.
-  A directory or a device in a record's place is an error to be reported, and is left alone.
-* What a system or a volume cannot do is done as well as it can: see `_open_regular` (no
+  A directory or a device where a record should be is reported as an error and left alone.
+* Where a system or a volume lacks something, the next best is done: see `_open_regular` (no
   `O_NOFOLLOW`), `_sync_file` (`F_FULLFSYNC` refused), `FileStorage._sync` (a directory that cannot
   be synced), `_patiently` (a file that another program holds open).
-* A record is what lies under a name that its own account id gives (`names`), for reading, listing
-  and removing alike; what is corrupt, under a name of the form that ids give.
+* A file is a record if its name is one that its own account id yields (`names`). Reading, listing
+  and removing agree on this. A corrupt file counts if its name has the form of such a name.
 """
 
 from __future__ import annotations
@@ -106,19 +106,19 @@ _FILES_AT_ONCE = _files_at_once()
 
 
 class FileStorage:
-    """Records as files in a directory, which is made when first written to.
+    """Records as files in a directory, which is created by the first write.
 
     Args:
-        directory: where the files are; made with mode 0700, files with 0600. A `~` at its start is
+        directory: where the files are; created with mode 0700, files with 0600. A leading `~` is
             the home directory, as in a shell. A relative path is resolved once, when the storage
             is first used.
         durable: whether a commit survives a power loss too: `fdatasync` on Linux, `F_FULLFSYNC`
-            on macOS, as far as `os.fsync` goes on Windows. `False` still is atomic, and survives
-            the end of the process at any moment.
+            on macOS, `os.fsync` on Windows. With `False` writes are still atomic and survive the
+            death of the process at any moment.
 
-    A commit has many files open at once, at most 128 and an eighth of what the process may have.
-    It raises if no file can be made in the directory, or the directory cannot be synced; a
-    directory that no volume of its kind can sync is said once in the log, and is no failure.
+    A commit opens many files at once: at most 128, and at most an eighth of the process's limit.
+    It raises if no file can be created in the directory, or if the directory cannot be synced. If
+    the volume does not support syncing directories, the log says so once and the commit succeeds.
 
     Raises:
         TypeError, ValueError: `directory` cannot be a path, or names an unknown user's home.
@@ -158,11 +158,11 @@ class FileStorage:
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         """Write and delete records; return the failures per account id.
 
-        A record that this account has under an older name is removed, after ours was written and
-        before ours is deleted. One that may not even be read keeps neither from succeeding.
+        A record of the account under its other name is removed: after ours is written, and before
+        ours is deleted. If we may not even read it, both succeed all the same.
 
         Raises:
-            OSError: the directory is at fault and not one account's file.
+            OSError: the directory is at fault, not the file of a single account.
         """
         return await self._hop("writer", self._commit, changes)
 
@@ -181,7 +181,7 @@ class FileStorage:
         return await self._hop("writer", self._exchange, changes)
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
-        """Yield every readable record with a key for `discard`; warn of what cannot be read."""
+        """Yield every readable record with a key for `discard`; log what cannot be read."""
         names = await self._hop("reader", self._record_names)
         unreadable: list[OSError] = []
         for start in range(0, len(names), _SCAN_BATCH):
@@ -202,10 +202,10 @@ class FileStorage:
         """Delete a record if it is still `expected`.
 
         The file is renamed to a private name, compared there, and put back with a hard link,
-        which never overwrites a newer one. What remains: a record that was renewed within that
-        moment is not found by whoever reads it then, and a process that dies between the two leaves
-        it as a left-over. Where the file system
-        knows no hard links it is put back by a rename, unless a newer one is seen.
+        which never overwrites a newer one. Two gaps remain: whoever reads at that very moment does
+        not find a record that was renewed just before, and a process that dies between the two
+        steps leaves it behind as a left-over. Where the file system has no hard links, it is put
+        back with a rename, unless a newer record is there.
         """
         return await self._hop("writer", self._discard, key, expected)
 
@@ -223,7 +223,7 @@ class FileStorage:
     # From here on: on a thread.
 
     def _begin(self, function: Callable[..., _T], *args: object) -> _T:
-        """Do a hop's work; whatever error leaves it shows a path."""
+        """Do the work of a hop; every error that leaves it names a path."""
         _hop.patience = _PATIENCE
         try:
             if not self._prefix:
@@ -240,7 +240,7 @@ class FileStorage:
         return error
 
     def _resolve(self) -> None:
-        """Settle where the directory is, whatever directory the process is in later."""
+        """Fix where the directory is, wherever the process changes to later."""
         path = self.directory
         if not os.path.isabs(path):
             path = os.path.join(os.getcwd(), path)
@@ -254,7 +254,7 @@ class FileStorage:
         return self._prefix + name
 
     def _owned(self, account_id: str, name: str) -> bytes | None:
-        """Return the record under one of the account's other names, if it is this account's."""
+        """Return the record under the account's other name, if it is this account's."""
         try:
             data = _read_file(self._path(name))
         except NotRegularError:  # nobody's record
@@ -350,11 +350,11 @@ class FileStorage:
     def _remove_others(
         self, changes: Mapping[str, bytes | None], failures: dict[str, Exception]
     ) -> None:
-        """Remove what lies under other names of these accounts.
+        """Remove the records under the other names of these accounts.
 
-        Ours is on the disk before theirs goes, and theirs has gone before ours is deleted: no
-        crash brings an older record back, whatever order the disk keeps. Once ours is written it
-        is the one that counts, and theirs may stay until the next commit.
+        Our file is on the disk before the other one is removed, and the other one is removed
+        before ours is deleted. So no crash brings an older record back, in whatever order the disk
+        writes. Once ours is written it is the one that counts, and the other may stay for now.
         """
         owned = self._find_others(changes, failures)
         if any(changes[account_id] is not None for account_id, _ in owned):
@@ -373,8 +373,8 @@ class FileStorage:
     ) -> list[tuple[str, str]]:
         """Return account id and path of each.
 
-        One that should go and cannot be read is a failure, unless we may not read it: then it is
-        another user's, and `read` will not return it either.
+        A record that should be removed and cannot be read is a failure, unless we lack permission:
+        then it is another user's, and `read` will not return it either.
         """
         owned = []
         for account_id, data in changes.items():
@@ -389,7 +389,7 @@ class FileStorage:
         return owned
 
     def _delete(self, account_id: str) -> None:
-        """Remove what is in our record's place, unless it is another account's record."""
+        """Remove the account's file, unless it holds another account's record."""
         path = self._path(file_name(account_id))
         with contextlib.suppress(OSError):  # not even readable
             data = _read_file(path)
@@ -407,7 +407,7 @@ class FileStorage:
             say(logging.WARNING, text, *args, logger=_log, stacklevel=2)
 
     def _sync(self, directory: str) -> None:
-        """Sync a directory; say once if it is one that cannot be."""
+        """Sync a directory; log once if the volume cannot do that."""
         try:
             sync_directory(directory)
         except OSError as error:
@@ -415,7 +415,7 @@ class FileStorage:
                 _show(error, directory)
                 raise
             self._warn_once(
-                "the directory %s cannot be synced there (%s): a power loss may undo the "
+                "the directory %s cannot be synced on this volume (%s): a power loss may undo the "
                 "latest writes",
                 directory,
                 error.strerror,
@@ -567,7 +567,7 @@ class FileStorage:
         return True
 
     def _put_back(self, private: str, path: str) -> None:
-        """Return a file to its name unless a newer one has taken it."""
+        """Give a file its name back, unless a newer file has it."""
         try:
             os.link(private, path, follow_symlinks=False)  # Python 3.14 would follow a link
         except FileExistsError:
@@ -603,7 +603,7 @@ _hop = _Hop()
 
 
 def _is_record(name: str, data: bytes) -> bool:
-    """Whether this is what `read` would return for some account id."""
+    """Return whether `read` would return this for some account id."""
     stem = name.removeprefix("session-").removesuffix(".json")
     if "." not in stem and is_of(stem, data):
         return True
@@ -612,16 +612,16 @@ def _is_record(name: str, data: bytes) -> bool:
 
 
 def _show(error: Exception, path: str) -> None:
-    """Let an error of a call on a descriptor say which file it was."""
+    """Make an error of a call on a descriptor name its file."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = path
 
 
 def _let_the_loop_in() -> None:
-    """Rest for a moment.
+    """Pause for a moment.
 
-    A thread that makes many short system calls wins the interpreter lock back each time before the
-    loop's thread has woken up, and so can hold the loop up for a whole switch interval, 5 ms.
+    A thread that makes many short system calls gets the interpreter lock back each time before the
+    loop's thread has woken up, and so can delay the loop for a whole switch interval, 5 ms.
     """
     time.sleep(1e-5)
 
@@ -650,7 +650,7 @@ def _read_file(path: str) -> bytes | None:
 
 
 def _open_regular(path: str) -> int:
-    """Open a file to be read, neither following a link nor waiting for a FIFO's writer."""
+    """Open a file for reading without following a link or waiting for a FIFO's writer."""
     try:
         return _patiently(os.open, path, _READ_FLAGS)
     except FileNotFoundError:
@@ -667,7 +667,7 @@ def _may_read(path: str) -> bool:
 
 
 def _stands_there(path: str) -> bool:
-    """Whether a regular file is there, as far as one can tell."""
+    """Return whether a regular file is there, as far as can be told."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
@@ -698,16 +698,16 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _start_writing_back(file: int) -> None:
-    """Let the disk begin with this file while the next is handed over; a hint, no promise."""
+    """Let the disk start writing this file while the next one is prepared; only a hint."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_files(files: Sequence[_Written], failures: dict[str, Exception]) -> None:
-    """Start writing back all files, then sync them, many of them on several threads.
+    """Start writing back all files, then sync them; if there are many, on several threads.
 
-    Each sync ends with the disk emptying its cache, but one emptying serves all that wait for it.
+    Each sync ends with a flush of the disk's cache, and one flush serves all that wait for it.
     """
     for _, _, file in files:
         _start_writing_back(file)

@@ -1,12 +1,12 @@
-"""Which file names an account's record may have: pure.
+"""The file names that an account's record may have. Pure functions.
 
 Rules:
 
-* An id made of `[A-Za-z0-9_-]`, at most 242 of them, has the TypeScript original's name. Any other
-  has the original's replaced name, shortened, and a hash: 143 bytes in all, because an encrypted
-  home (eCryptfs) allows no more.
+* An id of up to 242 characters of `[A-Za-z0-9_-]` has the same file name as in the TypeScript
+  original. Any other id has the original's name for it, shortened, plus a hash: 143 bytes in all,
+  because an encrypted home directory (eCryptfs) allows no more.
 * A record may also lie under the original's name.
-* No two ids share our name, on a disk that knows upper and lower case.
+* On a case-sensitive file system no two ids share a name that we write.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _RECORD_NAME = re.compile(
 
 
 def is_record_name(name: str) -> bool:
-    """Whether this is the form of a name that an id gives."""
+    """Return whether the name has the form of one that an id yields."""
     return _RECORD_NAME.fullmatch(name) is not None
 
 
 def original_name(account_id: str) -> str:
-    """Return the original's file name, which replaces UTF-16 units: an astral one is two."""
+    """Return the original's file name. It replaces UTF-16 units, one by one."""
     replaced = re.sub(
         r"[^A-Za-z0-9_-]", lambda match: "__" if match[0] > "\uffff" else "_", account_id
     )
@@ -36,14 +36,14 @@ def original_name(account_id: str) -> str:
 
 
 def file_name(account_id: str) -> str:
-    """Return the name that we write."""
+    """Return the file name that we write."""
     if _PLAIN_ID.fullmatch(account_id):
         return f"session-{account_id}.json"
     return _with_hash(account_id)
 
 
 def other_names(account_id: str) -> tuple[str, ...]:
-    """Return the other names that a record of this account may lie under: the original's."""
+    """Return the other file names of this account's record: the original's, if it differs."""
     if _PLAIN_ID.fullmatch(account_id):
         return ()
     original = original_name(account_id)

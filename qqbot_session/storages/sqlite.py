@@ -5,9 +5,9 @@ Rules:
 * One thread and one connection for what changes the database, one of each for what reads it. A
   batch is one statement in one hop: each step of a statement gives the interpreter's lock away,
   and a busy loop gives it back late. Reads that wait for one another are one statement, too.
-* A batch succeeds or fails whole: SQLite's atomicity is the whole of it. Only accounts whose lease
+* A batch succeeds or fails as a whole, by SQLite's own atomicity. Only accounts whose lease
   somebody else holds fail alone.
-* Whether a lease has ended is judged within the statement that takes it, when that has the lock.
+* Whether a lease has ended is decided inside the statement that takes it, once that has the lock.
 """
 
 from __future__ import annotations
@@ -103,26 +103,26 @@ class Examination:
 
 
 class SqliteStorage:
-    """Records in one SQLite database, which is made when first written to.
+    """Records in one SQLite database, which is created by the first write.
 
-    For ten to a hundred thousand accounts on one machine. Several processes may use one database;
-    one that finds it locked waits two seconds at most, and then has failed. Where two bots could be
-    the same account, `AsyncSessionStore.lease` decides.
+    For ten to a hundred thousand accounts on one machine. Several processes may share a database;
+    a process that finds it locked waits for up to two seconds, then its call fails. Where two bots
+    could be the same account, use `AsyncSessionStore.lease`.
 
     Args:
-        path: the database file; made with mode 0600, its directory with 0700. A relative path is
-            resolved at its first use. Beside it SQLite keeps `-wal` and `-shm`, which are part of
-            it. Not on a network file system: its log needs memory that all users share.
-        durable: whether a commit survives a power loss too. `False` still is atomic, and survives
-            the end of the process at any moment; a power loss may undo the last batches.
+        path: the database file; created with mode 0600, its directory with 0700. A relative path
+            is resolved on first use. Beside it SQLite keeps `-wal` and `-shm`, which belong to it.
+            Do not put it on a network file system: its users must share memory.
+        durable: whether a commit survives a power loss too. With `False` a commit is still atomic
+            and survives the death of the process; a power loss may undo the last batches.
 
-    A database of ours that turns out corrupt is renamed to `<path>.corrupt-<nanoseconds>`, and a
-    new one takes what is written. Anything else at the path is an error and stays as it is. Full
-    or read-only disks are errors too; reading needs a writable directory.
+    Reading changes nothing, whatever it finds. When a write finds one of our databases corrupt, it
+    renames it to `<path>.corrupt-<nanoseconds>` and carries what can still be read over into a new
+    one. Anything else at the path is an error and is left alone, as are full and read-only disks.
 
-    Do not fork while it is in use: a child opens its own connections, but SQLite warns of more. A
-    process that is stopped, not ended, in the middle of a write keeps the database locked until it
-    goes on; for machines and containers that are suspended there is Redis.
+    A forked child opens connections of its own. A process that is stopped (not killed) during a
+    write keeps the database locked until it continues; for machines and containers that get
+    suspended, use Redis.
 
     Raises:
         TypeError, ValueError: `path` cannot be a path.
@@ -183,8 +183,7 @@ class SqliteStorage:
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield every account id with its record.
 
-        Of a damaged database it yields what can still be read, with one warning; nothing is
-        changed.
+        If the database is damaged, yield what can still be read, with one warning.
 
         Raises:
             sqlite3.Error, OSError: it cannot be read.
