@@ -108,13 +108,17 @@ def client_of(url: ServerUrl, timeout: float) -> Any:
 
 
 def cluster_client_of(url: ServerUrl, timeout: float) -> Any:
-    """Return a client of the cluster that a server belongs to."""
+    """Return a client of the cluster that a server belongs to.
+
+    Its own time-outs are longer than ours: when they come first, redis-py closes the connections to
+    all nodes, those that are well included.
+    """
     module = _module()
     cluster = getattr(module, "RedisCluster", None) or module.ValkeyCluster
     place, _, query = url.partition("?")
     scheme, _, rest = place.partition("://")
     bare = ServerUrl(f"{scheme}://{rest.partition('/')[0]}{'?' if query else ''}{query}")
-    return _made(lambda options: cluster.from_url(bare, **options), bare, timeout)
+    return _made(lambda options: cluster.from_url(bare, **options), bare, 2 * timeout)
 
 
 def _made(make: Any, url: ServerUrl, timeout: float) -> Any:
