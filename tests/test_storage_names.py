@@ -128,7 +128,7 @@ def test_the_password_is_in_no_local_variable_that_a_traceback_shows() -> None:
 
 
 def test_the_hosts_name_is_compared_where_the_line_is_encrypted() -> None:
-    """By redis-py before 6.0 only if it is told to."""
+    """By some clients only if they are told to."""
     pytest.importorskip("redis.asyncio")
     for options, compares in (("", True), ("?ssl_cert_reqs=none", False)):
         client = RedisStorage(f"rediss://h/1{options}").client

@@ -138,7 +138,7 @@ def _options(url: ServerUrl, timeout: float) -> dict[str, Any]:
         **namelessly(),
     }
     if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:
-        options["ssl_check_hostname"] = True  # redis-py before 6.0 does not by itself
+        options["ssl_check_hostname"] = True  # some clients do not by themselves
     return options
 
 
