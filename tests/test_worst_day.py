@@ -303,3 +303,17 @@ def test_a_session_for_other_intents_is_left_alone_until_an_identify_goes_out() 
     line.receive(HELLO, NOW)
     assert gateway.state is not None
     assert gateway.state.extra["identifyBudgetFullAt"] == round((NOW + 800) * 1000)
+
+
+def test_a_loop_that_does_not_ask_is_told_to_wait_by_its_first_line() -> None:
+    # promise 30
+    bot = Restarts(4014)
+    bot.start()
+    gateway = GatewaySession("bot", app_id="app", intents=513, resume=bot.record)
+    line = gateway.connect()
+    line.opened("t", bot.now + 1)
+    line.receive(HELLO, bot.now + 1)
+    assert (line.frames_to_send(), line.close_with) == ([], 4000)
+    rule = line.closed(4000)
+    assert (rule.next, rule.wait) == (Next.IDENTIFY, pytest.approx(899.0))
+    assert "may not use these intents" in rule.meaning

@@ -26,7 +26,8 @@ _LAST_RESET_WAIT = 900.0  # seconds; the waits for those double up to here
 
 _IDENTIFIES = 20  # at once; our choice, as the time for one more
 _REFILL = 500.0  # seconds, so 193 on the worst day
-_EARLY = 1.0  # seconds that a caller may wake up before its time
+EARLY = 1.0
+"""Seconds that a caller may wake up before its time."""
 
 
 class BackOff:
@@ -67,7 +68,7 @@ class BackOff:
 
     def may_identify(self, now: float) -> bool:
         """Whether the budget has an Identify left; if so, it has one less."""
-        if self._until_identify(now) > _EARLY:
+        if self._until_identify(now) > EARLY:
             return False
         self._full_at = max(self._full_at, now) + _REFILL
         return True

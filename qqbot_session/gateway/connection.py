@@ -256,7 +256,7 @@ class Connection:
         if (resume := gateway._resume_data(now)) is not None:
             self._phase = Phase.RESUMING
             self._greet(6, {"token": token, **resume})
-        elif gateway._back_off.may_identify(now):
+        elif gateway._may_identify(now):
             self._phase = Phase.IDENTIFYING
             self._greet(2, {"token": token, **gateway._identify_data()})
         else:  # who waited as long as `closed` said does not come here

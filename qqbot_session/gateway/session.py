@@ -51,7 +51,7 @@ from ..state import (
     known_valid,
     read_only,
 )
-from .backoff import BackOff
+from .backoff import EARLY, BackOff
 from .closes import CLOSE_RULES, NO_VERDICT, RESET, CloseRule, Next
 from .connection import MAX_SESSION_ID, Connection, Phase
 from .deaths import MAX_DEATHS, Deaths
@@ -229,8 +229,9 @@ class GatewaySession:
     def until_identify(self, now: float) -> float:
         """Return the seconds until the next Identify may be sent.
 
-        It is what the budget and the latest refusal demand, across restarts: see `closed`. A loop
-        that waits for what `closed` says asks before its first line only.
+        It is what the budget and the latest refusal demand, across restarts. A loop that waits as
+        long as `closed` says need only ask before its first line: otherwise that line is closed at
+        once, and `closed` says how long to wait.
 
         Args:
             now: seconds since the epoch.
@@ -462,6 +463,12 @@ class GatewaySession:
     def _digest(self, earlier: str) -> str | None:
         return None if self._fingerprint is None else self._fingerprint(earlier)
 
+    def _may_identify(self, now: float) -> bool:
+        """Whether an Identify may be sent now; if so, the budget has one less."""
+        if self._refusal is not None and self._refusal.wait(now) > EARLY:
+            return False
+        return self._back_off.may_identify(now)
+
     def _identify_data(self) -> dict[str, Any]:
         self._silent = False
         return {"intents": self._session.intents, "shard": list(self.shard), "properties": {}}
@@ -566,13 +573,17 @@ class GatewaySession:
             self._take_back_resume()
         identifies = rule.next is Next.IDENTIFY or not self.resumable
         wait = self._back_off.wait(rule, identifies=identifies, refused=refused, now=self._now)
+        meaning = rule.meaning
+        if identifies and self._refusal is not None and self._refusal.wait(self._now) > wait:
+            wait = self._refusal.wait(self._now)
+            meaning = f"QQ has refused the bot: {self._refusal.reason}"
         self._now += wait  # at least that late it is when the next line opens
         self._watermark.wait(wait)
         return CloseRule(
             next=Next.IDENTIFY if identifies else Next.RESUME,
             refresh_token=rule.refresh_token or refused,
             wait=wait,
-            meaning=rule.meaning,
+            meaning=meaning,
         )
 
 
