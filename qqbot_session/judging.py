@@ -151,5 +151,5 @@ def shown_key(key: str) -> str:
 
 def _saved(age: float | None) -> str:
     if age is None:
-        return "saved nobody knows when"
+        return "saved at an unknown time"
     return f"saved {age:.0f} s ago" if age > -0.5 else f"saved {-age:.0f} s in the future"

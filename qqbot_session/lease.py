@@ -1,21 +1,22 @@
-"""Leases: which process may write an account, and is the bot.
+"""Leases: which process may write an account and run its bot.
 
 Rules:
 
-* The storage decides who holds a lease, in the very step in which it writes: a late write of a
-  former holder is refused there. Nothing here could do that; what is here ends the former holder's
-  body before anybody else may begin, because two lines at QQ are no question of storage.
-* The holder counts from the moment it *asked* for the latest renewal that was granted, so never
-  more than the storage does. It renews every third of `ttl`, tries again every twelfth, and gives
-  up at two thirds: a third before anybody else can have it.
-* What is lost is forgotten at once: no state, no retry and no task of the account remains.
-* One task renews all leases of a store, one call for all that last as long.
-* Leaving is not torn by a cancellation: what is unsaved is written first, for two seconds more.
-* With its store every body and every wait ends. A lease is given up when its body has ended, so a
-  body that will not end keeps it until it lapses.
+* The storage decides who holds a lease, in the same step in which it writes, so it refuses a late
+  write of a former holder. This module ends the former holder's body before anybody else may
+  begin, because no storage can prevent two connections to QQ.
+* The holder counts from the moment it *asked* for the latest renewal that was granted, so it never
+  counts on more time than the storage grants. It renews every third of `ttl`, retries every
+  twelfth, and gives up at two thirds, a third before anybody else can get the lease.
+* When a lease is lost, everything about the account is forgotten at once: state, retries, task.
+* One task renews all leases of a store, with one call for all leases of the same `ttl`.
+* A cancellation does not interrupt the end of a body: unsaved state is written first, for up to two
+  more seconds.
+* Closing the store ends every body and every wait. A lease is given up once its body has ended; a
+  body that does not end keeps it until it lapses.
 
-The intervals are those of client-go's leaderelection and of etcd's keep-alive; neither compares
-the holder in the write.
+The intervals are those of client-go's leaderelection and etcd's keep-alive, neither of which
+checks the holder in the write.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
 
 
 class Lease:
-    """An account that this process may write, until the `async with` ends.
+    """The right to write an account, until the `async with` ends.
 
     Attributes:
-        account_id: whose it is.
-        ttl: seconds after the latest renewal when another process may have it.
-        lost: why it is not held any more; `None` while it is.
+        account_id: the account.
+        ttl: seconds after the latest renewal until another process may get the lease.
+        lost: why it is no longer held; `None` while it is.
     """
 
     def __init__(self, account_id: str, ttl: float) -> None:
@@ -54,8 +55,8 @@ class Lease:
         self._next = 0.0  # when to renew it, in the loop's time
         self._end: asyncio.TimerHandle | None = None
         self._body: asyncio.Task[object] | None = None
-        self._left = asyncio.Event()  # nobody holds or waits for it any more
-        self._cancelled = False  # the body, by us
+        self._left = asyncio.Event()  # set once its `async with` has ended
+        self._cancelled = False  # whether we cancelled the body
 
     def __repr__(self) -> str:
         state = "held" if self.lost is None else f"lost: {self.lost}"
@@ -67,8 +68,8 @@ class Leases:
 
     Args:
         storage: the store's.
-        flush: puts what is unsaved of an account on storage.
-        forget: drops what is known of an account, saved or not.
+        flush: writes an account's unsaved state.
+        forget: drops everything known about an account, saved or not.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Leases:
         self._task: asyncio.Task[None] | None = None
 
     def hold(self, account_id: str, ttl: float) -> AbstractAsyncContextManager[Lease]:
-        """Return what waits for the lease and holds it; see `AsyncSessionStore.lease`."""
+        """Return a context manager that waits for the lease and holds it."""
         if not isinstance(self._storage, LeasingStorage):
             raise TypeError(
                 f"a lease needs a storage that refuses late writes, such as SQLite or Redis;"
@@ -98,10 +99,10 @@ class Leases:
         return self._hold(self._storage, account_id, ttl)
 
     async def aclose(self, closer: asyncio.Task[object] | None) -> None:
-        """End every body and every wait, and give up what is held.
+        """End every body and every wait, and give up the leases.
 
         Args:
-            closer: the task that closes the store; if it is a body, it goes on without its lease.
+            closer: the task that closes the store. If it is a body, it goes on without its lease.
         """
         self._closing.set()
         seconds = [0.0]
@@ -129,7 +130,7 @@ class Leases:
         self, storage: LeasingStorage, account_id: str, ttl: float
     ) -> AsyncIterator[Lease]:
         if account_id in self._asked:
-            raise RuntimeError(f"this store holds or awaits the lease of {account_id!r} already")
+            raise RuntimeError(f"this store already holds or awaits the lease of {account_id!r}")
         lease = self._asked[account_id] = Lease(account_id, ttl)
         try:
             await self._acquire(storage, lease)
@@ -154,7 +155,7 @@ class Leases:
             lease._left.set()
 
     async def _leave(self, storage: LeasingStorage, lease: Lease, *, failed: bool) -> None:
-        """Write the last state while it is ours to write; the body's own error comes first."""
+        """Write the last state while we may; the body's own error takes precedence."""
         lease._body = None
         patience = Patience()
         error: Exception | None = None
@@ -173,7 +174,7 @@ class Leases:
         try:
             if not flushing.done():
                 _ = flushing.cancel()
-                raise TimeoutError("the last write did not end in time")
+                raise TimeoutError("the last write did not finish in time")
             outcome(flushing)
         except StoreClosedError:  # everything was attempted then
             return None
@@ -183,18 +184,18 @@ class Leases:
         return None
 
     async def _acquire(self, storage: LeasingStorage, lease: Lease) -> None:
-        """Wait until the lease is held; a storage that is out of reach is waited for."""
+        """Wait until the lease is held, and for a storage that is out of reach."""
         loop = asyncio.get_running_loop()
         said: str | None = None
         try:
             while True:
                 if self._closing.is_set():
-                    raise StoreClosedError("the store was closed while the lease was waited for")
+                    raise StoreClosedError("the store was closed while waiting for the lease")
                 asked = loop.time()
                 why = "another process holds it"
                 try:
                     if not await storage.acquire(lease.account_id, lease._token, lease.ttl):
-                        # What is known or unsaved here is older than what the other writes.
+                        # Anything known or unsaved here is older than what the holder writes.
                         self._forget(lease.account_id)
                     elif _doubt(storage, lease.account_id):
                         why = f"the storage may have forgotten a holder ({lease.ttl:g} s at most)"
@@ -218,7 +219,7 @@ class Leases:
             raise
 
     def _note(self, lease: Lease, asked: float) -> bool:
-        """Count the lease from when it was asked for; return whether it is worth anything yet."""
+        """Count the lease from when it was asked for; return whether any of it is left."""
         loop = asyncio.get_running_loop()
         ends = asked + lease.ttl * 2 / 3
         if loop.time() >= ends:
@@ -232,7 +233,7 @@ class Leases:
         return True
 
     def _schedule(self, at: float) -> None:
-        """Renew no later than that; too early does no harm."""
+        """Renew no later than at this time; earlier does no harm."""
         if self._task is None and (self._timer is None or at < self._timer.when()):
             if self._timer is not None:
                 self._timer.cancel()
@@ -254,7 +255,7 @@ class Leases:
             self._schedule(min(lease._next for lease in self._held.values()))
 
     async def _renew(self) -> None:
-        """Renew every lease, in one call for those of one `ttl`."""
+        """Renew every lease, with one call for all of the same `ttl`."""
         by_ttl: dict[float, list[Lease]] = {}
         for lease in self._held.values():
             by_ttl.setdefault(lease.ttl, []).append(lease)
@@ -284,7 +285,7 @@ class Leases:
                 _say(logging.WARNING, text, lease.account_id, failure)
 
     def _lose(self, lease: Lease, why: str) -> None:
-        """End the body, and let nothing of the account be written any more."""
+        """End the body, and stop all writes of the account."""
         if lease.lost is None and self._drop(lease):
             lease.lost = why
             _say(logging.WARNING, "the lease of %r was %s", lease.account_id, why)
@@ -305,7 +306,7 @@ class Leases:
 
     async def _give_up(self, storage: LeasingStorage, lease: Lease) -> None:
         self._drop(lease)
-        self._forget(lease.account_id)  # also what a body wrote while it was ending
+        self._forget(lease.account_id)  # including what the body saved while it was ending
         await self._release(storage, lease)
 
     async def _release(self, storage: LeasingStorage, lease: Lease) -> None:

@@ -2,11 +2,11 @@
 
 Rules:
 
-* A state is a value: frozen, checked when it is made, replaced and never changed. Subclasses of
-  `str`, `int` and `float`, such as an `Enum`, mean their plain value, and that is what it holds.
-* Every state fits in `MAX_RECORD_BYTES` once encoded, so what we write we can read back.
-* Nothing outside this module knows the names on the wire. They are those of the
-  TypeScript original, which writes `sessionId` to `savedAt` and ignores the rest.
+* A state is a value: frozen, checked when it is made, and replaced rather than changed. Subclasses
+  of `str`, `int` and `float`, such as an `Enum`, are converted to their plain value.
+* Every state fits in `MAX_RECORD_BYTES` once encoded, so we can read back whatever we write.
+* No other module knows the names on the wire. They are those of the TypeScript original, which
+  writes `sessionId` to `savedAt` and ignores the rest.
 * Times are seconds in Python and whole milliseconds on the wire.
 """
 
@@ -34,17 +34,17 @@ MAX_ACCOUNT_ID = 1024
 """Characters of an account id."""
 
 MAX_INTEGER = 2**53 - 1
-"""The largest integer a JavaScript number holds exactly, and so the largest sequence number."""
+"""The largest integer that JavaScript represents exactly, and so the largest sequence number."""
 
 MAX_SECONDS = 4e12
-"""Seconds since the epoch; from 2**42 on a float no longer tells milliseconds apart."""
+"""Seconds since the epoch; from 2**42 on, a float can no longer distinguish milliseconds."""
 
 
 def check_account_id(value: object) -> str:
     """Return the account id as an exact `str`.
 
     Raises:
-        TypeError, ValueError: it cannot be one; the value is named. So do the checks below.
+        TypeError, ValueError: it is not valid; the error names it. The checks below do the same.
     """
     account_id = value if type(value) is str else _text("account_id", value)
     if len(account_id) > MAX_ACCOUNT_ID:
@@ -99,12 +99,12 @@ def check_seconds(name: str, value: object, *, least: float = 0.0) -> float:
 
 
 def shortened(session_id: str | None) -> str:
-    """Return what may be shown of a session id, quoted: whoever has all of it can Resume."""
+    """Return the part of a session id that may be shown, quoted: the whole of it is a secret."""
     return repr(session_id if not session_id else f"{session_id[:4]}…")
 
 
 def _text(name: str, value: object) -> str:
-    """Return what a `str` or an instance of a subclass, such as an `Enum`, is made of."""
+    """Return the plain value of a `str` or of an instance of a subclass, such as an `Enum`."""
     try:
         return str.__str__(value)
     except TypeError:
@@ -152,7 +152,7 @@ def _seconds(name: str, value: object) -> float:
 
 
 def _shown(value: object, name: str = "") -> str:
-    """Return a `repr` that fits in a line; of a session id, only the beginning."""
+    """Return a `repr` that fits on a line; only the beginning of a session id."""
     try:
         shown = repr(value)
     except Exception:  # noqa: BLE001 - a value as strange as that is refused all the same
@@ -162,7 +162,7 @@ def _shown(value: object, name: str = "") -> str:
 
 
 class _FrozenObject(dict[str, Any]):
-    """A JSON object that nobody can change any more."""
+    """A JSON object that cannot be changed."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("extra is read-only: make a new state with dataclasses.replace")
@@ -175,7 +175,7 @@ class _FrozenObject(dict[str, Any]):
 
 
 def _freeze(value: object) -> Any:
-    """Copy a JSON value so deeply that nobody can change it; arrays become tuples."""
+    """Return a deep, immutable copy of a JSON value; arrays become tuples."""
     match value:
         case None | bool():
             return value
@@ -203,29 +203,29 @@ _NOTHING = _FrozenObject()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionState:
-    """What one account must remember about its gateway session to Resume it.
+    """What an account must remember about its gateway session to Resume it.
 
-    Making one raises `TypeError` or `ValueError`, naming the value, for anything that could not
-    be written and read back unchanged.
+    The constructor raises `TypeError` or `ValueError`, naming the value, for anything that could
+    not be written and read back unchanged.
 
     Args:
         account_id: the key of the record. Not empty, at most 1,024 characters, no NUL, no lone
             surrogates. A sharded bot has one account per shard:
             `f"{bot}-{shard_id}-{shard_count}"`.
-        session_id: from READY; `None` or empty when there is no session.
+        session_id: from READY; `None` or empty if there is no session.
         last_seq: the last sequence number handled, 0 to 2**53 - 1.
-        last_connected_at: when the connection was made; seconds since the epoch, kept to the
+        last_connected_at: when the connection was made, in seconds since the epoch, exact to the
             millisecond.
-        intent_level_index: which of the bot's intent levels worked last, from 0.
-        saved_at: when the record was encoded; seconds since the epoch, kept to the millisecond.
-            The store stamps it: what you give is not written.
+        intent_level_index: which of the bot's intent levels worked last, starting from 0.
+        saved_at: when the record was encoded, in seconds since the epoch, exact to the millisecond.
+            The store sets it when it writes; a value that you pass is not written.
         app_id: the bot's app id.
         intents: the intents the session was identified with.
         shard: `(shard id, shard count)` as sent with Identify.
-        established_at: when the session was identified; seconds since the epoch.
-        failed_resumes: Resumes in a row that no RESUMED has answered.
-        extra: further JSON fields of the record, kept and written back. Copied and read-only,
-            arrays as tuples; at most 32 KiB encoded.
+        established_at: when the session was identified, in seconds since the epoch.
+        failed_resumes: Resumes in a row that were not answered with RESUMED.
+        extra: further JSON fields of the record, which are kept and written back: a read-only copy,
+            with tuples for arrays, of at most 32 KiB encoded.
     """
 
     account_id: str
@@ -267,7 +267,7 @@ class SessionState:
             _check_length(self)
 
     def __repr__(self) -> str:
-        """Show what is set; of the session id only the beginning."""
+        """Show what is set, and only the beginning of the session id."""
         shown = [f"account_id={self.account_id!r}", f"session_id={shortened(self.session_id)}"]
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
@@ -388,8 +388,8 @@ def encode(
     """Return the record: UTF-8 JSON with the original's names and indentation.
 
     Args:
-        last_seq: written in place of the state's own; checked already, as all that a state holds.
-        saved_at: seconds since the epoch, written in place of the state's own; likewise.
+        last_seq: written in place of the state's own; must be valid, like all that a state holds.
+        saved_at: seconds since the epoch; likewise.
     """
     if last_seq is None:
         last_seq = state.last_seq
@@ -433,12 +433,12 @@ def _encode(
 
 
 def decode(data: bytes) -> SessionState:
-    """Read a record, ours or the original's, whatever else the bytes may be.
+    """Decode a record, ours or the original's.
 
-    A byte order mark in front, which some editors leave, is no damage.
+    A byte order mark at the start, which some editors add, is ignored.
 
     Raises:
-        InvalidRecordError: for anything that is not a record.
+        InvalidRecordError: the bytes are not a record.
     """
     fields = _json_object(data)
     values: dict[str, Any] = {}
@@ -455,7 +455,7 @@ def decode(data: bytes) -> SessionState:
 
 
 def account_of(data: bytes) -> str | None:
-    """Return the account a record belongs to, or `None` if it is no record."""
+    """Return the account that a record belongs to, or `None` if it is not a record."""
     try:
         return decode(data).account_id
     except InvalidRecordError:
@@ -479,11 +479,11 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 strict_json = json.JSONDecoder(parse_constant=_refuse_constant)
-"""JSON as it is defined: without NaN and infinities."""
+"""Standard JSON: without NaN and infinities."""
 
 
 def _from_milliseconds(value: object) -> object:
-    """Leave what is no number to the constructor, which names it."""
+    """Convert a number; leave anything else to the constructor, whose error names it."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return value
     try:

@@ -1,13 +1,13 @@
-"""`AsyncSessionStore`: what every account's session is, remembered across restarts.
+"""`AsyncSessionStore`: every account's session, remembered across restarts.
 
 Rules:
 
-* What this process last saved or cleared is the truth until it is on storage; after that,
-  storage is: each `load` reads it, and what it reads replaces what was remembered.
-* Whoever reads storage asks the ledger afterwards whether anything newer became known meanwhile.
-* Unreadable is not absent: a failed read is tried again, and after that nothing is known.
-* Arguments are checked before anything is touched. Errors of storage never reach the caller,
-  except through `flush` and `aclose`, which name what is not on storage.
+* What this process last saved or cleared counts until it is on storage. From then on storage
+  counts: each `load` reads it, and the result replaces what was remembered.
+* After every read, the ledger decides whether anything newer became known in the meantime.
+* Unreadable is not absent: a failed read is retried, and if it keeps failing nothing is known.
+* Arguments are checked before anything changes. Storage errors never reach the caller, except
+  through `flush` and `aclose`, which name what is not on storage.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ from .storages.base import NotRegularError
 
 _LEFT_OVER_AGE = 3600.0  # seconds
 _PATIENCE = 2.0  # seconds that a failed read is tried again
-_PAUSE = 0.05  # seconds before the first other try; doubled by each further one
-_ASK_AGAIN = 1.0  # seconds before an unreadable account is read for an update again
+_PAUSE = 0.05  # seconds before the first retry; doubled before each further one
+_ASK_AGAIN = 1.0  # seconds before an update reads an unreadable account again
 _STALE = 0.1  # of `max_age`: an older stamp is renewed when the store is closed
-_A_MOMENT = 1.0  # seconds that closing takes for that, at most
+_A_MOMENT = 1.0  # seconds that closing spends on that, at most
 _READS = 128  # at once: more would hold the loop for too long in one turn
-_UNREADABLE = 1024  # accounts of which that is remembered
+_UNREADABLE = 1024  # unreadable accounts that are remembered
 
 _T = TypeVar("_T")
 
@@ -82,11 +82,12 @@ class LoadDetails:
     """One `load`, as `on_load` sees it.
 
     Args:
-        reason: `RESUMABLE` if it gave the state; else why it gave `None`. `FOREIGN` is a record
-            of another account in this one's place, `NO_SESSION` one without session id or number.
+        reason: `RESUMABLE` if the state was returned, otherwise why `None` was. `FOREIGN` means
+            another account's record in this one's place, `NO_SESSION` a record without a session
+            id or number.
         age: seconds since the record's `saved_at`, negative if that is in the future; `None` if
-            there is no record or no clock.
-        state: what was found, also where it was not given.
+            there is no record or the clock is broken.
+        state: what was found, even if it was not returned.
     """
 
     account_id: str
@@ -96,35 +97,35 @@ class LoadDetails:
 
 
 class AsyncSessionStore:
-    """Keep, per bot account, what it needs to Resume its gateway session after a restart.
+    """Keep what each bot account needs to Resume its gateway session after a restart.
 
-    `save`, `save_nowait`, `record`, `update_last_seq` and `touch` remember at once and never wait
-    for storage: call them on every event. Each account with unsaved state has a task of its own
-    that coalesces what comes within `debounce` and writes the newest.
+    `save`, `save_nowait`, `record`, `update_last_seq` and `touch` take effect at once and never
+    wait for storage: call them on every event. Each account with unsaved state has its own task,
+    which coalesces changes made within `debounce` and writes the newest state.
 
     Use it as `async with AsyncSessionStore("sessions") as store:`, or call `aclose` yourself. It
-    belongs to the event loop it is first used in: any other, and any other thread, gets a
-    `WrongEventLoopError` (from calls that only repeat themselves within a window, under asyncio's
-    debug mode).
+    belongs to the event loop in which it is first used. A call from any other loop or thread raises
+    `WrongEventLoopError`; for repeated calls within one window, only in asyncio's debug mode.
 
     Args:
         storage: a directory, which becomes a `FileStorage`; `sqlite:PATH`; `redis://…` or
             `rediss://…`; or any `Storage`. `None` is the directory of the TypeScript original,
-            `~/.openclaw/qqbot/sessions`. The store closes only a storage it made.
-        debounce: seconds from one write of an account to the next; 0 is the next turn of the
-            loop. Also the most that a `kill -9` loses of the sequence number. In the first 4
-            seconds of an account's life here it is at most a quarter of that life, or 50 ms. The
-            first new number after a quiet window is written at once, a mere sign of life after one.
-        max_age: seconds after the last sign of life when a session counts as expired; `None` is
-            never. QQ documents no number; 300 is the original's.
-        on_write: called on the loop after each commit with its `WriteDetails`; if it raises,
-            that is logged.
-        on_load: called on the loop for each `load` with its `LoadDetails`; likewise.
-        clock: the wall clock, in seconds since the epoch. While it raises or gives no such time
-            nothing can be stamped, so writes fail and are retried, and no age is judged.
+            `~/.openclaw/qqbot/sessions`. The store closes only a storage that it made itself.
+        debounce: seconds between two writes of an account; 0 means the next turn of the loop. This
+            is also how much of the sequence number a `kill -9` can lose. During the first 4 seconds
+            after an account's first write here, it is at most a quarter of that time, or 50 ms. The
+            first new number after a quiet window is written at once; a mere sign of life waits for
+            one window.
+        max_age: seconds after the last sign of life until a session counts as expired; `None` means
+            never. QQ documents no limit; 300 is the original's.
+        on_write: called on the loop after each commit with its `WriteDetails`; if it raises, the
+            error is logged.
+        on_load: likewise, called for each `load` with its `LoadDetails`.
+        clock: the wall clock, in seconds since the epoch. While it raises or returns something
+            else, nothing can be stamped: writes fail and are retried, and no age is judged.
 
     Raises:
-        TypeError, ValueError: an argument is not what it should be.
+        TypeError, ValueError: an argument is wrong; the error names it.
     """
 
     def __init__(
@@ -166,8 +167,8 @@ class AsyncSessionStore:
         if max_age is not None and debounce > max_age:
             say(
                 logging.WARNING,
-                "debounce %g s is longer than max_age %g s: after a crash a session may look "
-                "expired that is not",
+                "debounce %g s is longer than max_age %g s: after a crash a live session may "
+                "look expired",
                 *(debounce, max_age),
             )
 
@@ -188,7 +189,7 @@ class AsyncSessionStore:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; the body's own exception wins over a failed write, which is then logged."""
+        """Close; if the body raised, a failed write is logged rather than raised."""
         try:
             await self.aclose()
         except SessionWriteError as error:
@@ -199,8 +200,8 @@ class AsyncSessionStore:
     def __del__(self) -> None:
         if not self._closed and self._commit.is_ours() and (unsaved := self._ledger.unsaved()):
             names = name_some([account.id for account in unsaved])
-            say(logging.ERROR, "never closed, and unsaved: %s", names)
-            message = f"unsaved and never closed: {self!r}"
+            say(logging.ERROR, "the store was never closed, and these are unsaved: %s", names)
+            message = f"never closed, with unsaved state: {self!r}"
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
 
     # What a bot remembers
@@ -209,7 +210,7 @@ class AsyncSessionStore:
         """Make this the account's state; returns without suspending.
 
         Raises:
-            TypeError: it is no `SessionState`.
+            TypeError: it is not a `SessionState`.
             StoreClosedError: after `aclose`.
         """
         # The next state of a session that is due already: all there is to do, and written out in
@@ -232,7 +233,7 @@ class AsyncSessionStore:
         self._save(state)
 
     def save_nowait(self, state: SessionState) -> None:
-        """Do what `save` does, from a callback on the loop that cannot await."""
+        """Do what `save` does, for a callback on the loop that cannot await."""
         try:
             account = self._due[state.account_id]
             last_seq = state.last_seq
@@ -252,15 +253,16 @@ class AsyncSessionStore:
     async def record(self, gateway: Source) -> None:
         """Note that the gateway session has news, or clear the account if it has ended.
 
-        Call it after every event and after every close; a heartbeat's acknowledgement makes it
-        a `touch`. It never suspends, and nearly always does nothing: the state is asked for when
-        it is written or loaded. A record that `load` refused is left alone until there is a new
-        session.
+        Call it after every event, every close and every heartbeat's acknowledgement, for which it
+        works like `touch`. It never suspends, and nearly always does nothing: the state is fetched
+        when it is written or loaded. A record that `load` refused is left alone until there is a
+        new session.
 
-        An older `GatewaySession` than the account's newest changes nothing, with one warning.
+        A `GatewaySession` older than the account's newest one changes nothing, and is warned of
+        once.
 
         Raises:
-            ValueError: another shard was recorded under this account id.
+            ValueError: another shard was already recorded under this account id.
         """
         try:
             mark = self._marked[gateway.account_id]
@@ -271,7 +273,7 @@ class AsyncSessionStore:
         self._record(gateway)
 
     def record_nowait(self, gateway: Source) -> None:
-        """Do what `record` does, from a callback on the loop that cannot await."""
+        """Do what `record` does, for a callback on the loop that cannot await."""
         try:
             mark = self._marked[gateway.account_id]
             if mark.source is gateway and mark.turn == gateway.turn:
@@ -281,11 +283,11 @@ class AsyncSessionStore:
         self._record(gateway)
 
     async def update_last_seq(self, account_id: str, last_seq: int) -> bool:
-        """Move the account's sequence number up; returns without suspending.
+        """Raise the account's sequence number; returns without suspending.
 
-        A number that is not higher than the known one counts as a `touch`. An account this store
-        does not know is read from storage first, whatever its age; one that could not be read, at
-        most once a second.
+        A number that is not higher than the known one only counts as a sign of life. An account
+        that this store does not know is first read from storage, whatever its age; after a failed
+        read, at most once a second.
 
         Returns:
             Whether the account has a session; if not, nothing was changed.
@@ -304,7 +306,7 @@ class AsyncSessionStore:
         return await self._renew(account_id, last_seq, touches=False)
 
     async def touch(self, account_id: str) -> bool:
-        """Note a sign of life, such as a heartbeat's acknowledgement: `saved_at` is renewed.
+        """Note a sign of life, such as a heartbeat's acknowledgement, which renews `saved_at`.
 
         Returns:
             Whether the account has a session.
@@ -318,10 +320,10 @@ class AsyncSessionStore:
         return await self._renew(account_id, 0, touches=True)
 
     async def clear(self, account_id: str) -> None:
-        """Forget the account's session; waits until its deletion was attempted.
+        """Forget the account's session, and wait for one attempt to delete its record.
 
-        Beats every earlier `save`. If the storage fails the deletion stays pending and is
-        retried. An account without a record is no error.
+        Overrides every earlier `save`. If the storage fails, the deletion stays pending and is
+        retried. It is not an error if the account has no record.
         """
         self._check_open()
         account = self._ledger.account(check_account_id(account_id))
@@ -340,17 +342,17 @@ class AsyncSessionStore:
     ) -> ResumableState | None:
         """Return the session to Resume, or `None` to Identify.
 
-        `None` when there is no record, it cannot be read, it is no record or another account's, it
-        has no session id or number, it is expired (and then removed), or it holds another app,
-        shard or intents than asked for (and then is left alone). One line of the log and `on_load`
-        say which. After that the account is known to have no session until the next `save`.
+        Returns `None` if there is no record, it cannot be read, it is corrupt or another account's,
+        it has no session id or number, it has expired (and is then removed), or its app, shard or
+        intents differ from those asked for (and is then left alone). A log line and `on_load` say
+        which. After that, the account has no session until the next `save`.
 
-        A read that fails is tried again for 2 seconds, once while reads go on failing. After that
-        the account is as unknown as before, unless this store itself has written it: then what
-        it wrote is the answer.
+        A failed read is retried for 2 seconds, but not while earlier reads keep failing. If it
+        still fails, the account remains unknown, unless this store has written it: then the answer
+        is what it wrote.
 
         Args:
-            app_id: checked if given and the record holds one; likewise the others.
+            app_id: compared if it is given and the record has one; likewise `shard` and `intents`.
             shard: `(shard id, shard count)`.
         """
         verdict = await self.load_verdict(account_id, app_id=app_id, shard=shard, intents=intents)
@@ -387,12 +389,12 @@ class AsyncSessionStore:
     async def load_all(self, *, include_expired: bool = False) -> list[ResumableState]:
         """Return every session that can be resumed, in the order of their account ids.
 
-        Records that are no session are skipped, corrupt and foreign ones with a warning. Nothing
-        is removed. What is listed replaces what was remembered; what is not listed may be
+        Records without a session are skipped, corrupt and foreign ones with a warning. Nothing is
+        removed. What is listed replaces what was remembered. What is not listed may only be
         unreadable, so it is not forgotten.
 
         Args:
-            include_expired: return sessions past `max_age` as well.
+            include_expired: also return sessions older than `max_age`.
         """
         self._check_open()
         _ = self._commit.running_loop()
@@ -440,23 +442,24 @@ class AsyncSessionStore:
     def lease(self, account_id: str, *, ttl: float = 15.0) -> AbstractAsyncContextManager[Lease]:
         """Be the only process that writes the account: `async with store.lease(id): ...`.
 
-        Waits until no other process holds the lease. Run the bot in the body: it is the only one
-        until it leaves. On leaving, what is unsaved is flushed, the lease is given up, and the
-        account is as unknown to this store as before. Load within the body.
+        Waits until no other process holds the lease. Run the bot in the body, and load the account
+        there: no other process is running it. At the end of the body, unsaved state is flushed, the
+        lease is given up, and this store forgets the account.
 
-        The storage itself refuses the writes of everybody else, also late ones of a former holder.
-        A holder that cannot renew its lease in time has its body cancelled after two thirds of
-        `ttl`, a third before anybody else may begin; a process that was suspended learns of it
-        when it goes on. `SqliteStorage` and `RedisStorage` have leases; files have not, since
-        nothing there can refuse a late write.
+        The storage itself refuses everybody else's writes, including late ones of a former holder.
+        If the lease cannot be renewed in time, the body is cancelled after two thirds of `ttl`, a
+        third before anybody else may begin; a process that was suspended finds out when it goes on.
+        Closing the store ends the body, too. `SqliteStorage` and `RedisStorage` have leases; files
+        do not, because nothing there can refuse a late write.
 
         Args:
             ttl: seconds, at least 1, after which another process may begin if this one dies.
 
         Raises:
             TypeError: the storage has no leases.
-            LeaseLostError: from the `async with`, when the body was ended.
-            RuntimeError: this store holds or awaits the lease already.
+            LeaseLostError: from the `async with`, if the body was ended.
+            StoreClosedError: likewise, if the store is closed before the lease is held.
+            RuntimeError: this store already holds the lease or waits for it.
         """
         self._check_open()
         return self._leases.hold(check_account_id(account_id), ttl)
@@ -464,41 +467,42 @@ class AsyncSessionStore:
     # The end
 
     async def flush(self, account_id: str | None = None) -> None:
-        """Wait until everything saved before is on storage, without waiting for any window.
+        """Write everything that is unsaved now, and wait until it is on storage.
 
         Args:
-            account_id: only this account.
+            account_id: flush only this account.
 
         Raises:
-            SessionWriteError: one attempt was made and failed; names every account that is not
-                on storage. Retries go on.
+            SessionWriteError: the attempt failed for some accounts, which the error names. They
+                are retried.
         """
         accounts = self._accounts(account_id)
         if failures := await self._commit.attempt(accounts):
             raise SessionWriteError(failures)
 
     def flush_nowait(self, account_id: str | None = None) -> None:
-        """Begin the write that `flush` waits for, such as for what is handled while a bot stops.
+        """Start the write that `flush` waits for, for example while a bot is stopping.
 
         Args:
-            account_id: only this account.
+            account_id: flush only this account.
         """
         for account in self._accounts(account_id):
             if account.unsaved:
                 _ = self._commit.join(account)
 
     async def aclose(self) -> None:
-        """Attempt what is unsaved, end every task, and close the storage if the store made it.
+        """Write what is unsaved, end every task, and close the storage if the store made it.
 
-        That is a sign of life, too, of each account that was saved here and whose signs of life
-        nobody tells: neither `touch` nor `record`. A bot without events for longer than `max_age`
-        can so be restarted. Where they are told, the last one counts: the line may be dead.
+        Closing also counts as a sign of life for every account that was saved here but for which
+        neither `touch` nor `record` was called, so that a bot without events for longer than
+        `max_age` can be restarted. Where they were called, the last call counts: the connection may
+        be dead.
 
-        Every caller, also a later one, returns when that has ended. A cancelled one waits two
-        seconds longer at most; then one line of the log says what is not on storage.
+        Every caller, even a later one, returns once this has ended. A cancelled caller waits for
+        two more seconds at most; then a log line says what is not on storage.
 
         Raises:
-            SessionWriteError: names every account that is not on storage.
+            SessionWriteError: some accounts are not on storage; the error names them.
         """
         _ = self._commit.running_loop()
         self._closed = True
@@ -513,13 +517,13 @@ class AsyncSessionStore:
                 unsaved = [account.id for account in self._ledger.unsaved()]
                 if unsaved := [key for key in unsaved if key not in self._renewed]:
                     names = name_some(unsaved)
-                    say(logging.ERROR, "closing was cancelled, and unsaved: %s", names)
+                    say(logging.ERROR, "closing was cancelled, and these are unsaved: %s", names)
                 raise patience.cancelled
         if self._unwritten:
             raise SessionWriteError(self._unwritten)
 
     async def _renew_quiet(self) -> None:
-        """Give a sign of life to who has no other, if nobody else has written it since."""
+        """Renew the accounts whose signs of life nobody reports, unless others wrote them."""
         now = self._now()
         if self._max_age is None or now is None:
             return
@@ -539,7 +543,7 @@ class AsyncSessionStore:
             self._ledger.change(account, *newest, moves=False, warm=False)
 
     async def _close(self, patience: Patience) -> None:
-        """Do what `aclose` says; whoever comes meanwhile waits for it."""
+        """Do the work of `aclose`; callers that come in the meantime wait for it."""
         self._closing = done = self._commit.running_loop().create_future()
         try:
             renewing = begin(self._renew_quiet)
@@ -585,7 +589,7 @@ class AsyncSessionStore:
         *,
         moves: bool = True,
     ) -> None:
-        """Make this the newest state, once it is certain that somebody will write it."""
+        """Make this the newest state, after making sure that it will be written."""
         loop = self._commit.running_loop()
         is_urgent = account.state is not state and is_turn(account.state, state)
         self._commit.write_soon(account, moves=moves, at_once=is_urgent)
@@ -628,7 +632,7 @@ class AsyncSessionStore:
             self._ledger.note(account, gateway)
 
     async def _renew(self, account_id: str, last_seq: int, *, touches: bool) -> bool:
-        """Make the number, or the known one if that is higher, the newest."""
+        """Note a sign of life, and the number if it is higher than the known one."""
         if self._closed:
             self._check_open()
         accounts = self._ledger.accounts
@@ -679,7 +683,7 @@ class AsyncSessionStore:
                 return found
 
     async def _read_in_line(self, account_id: str) -> bytes | None:
-        """Read with a bounded number of others, so that the loop is never held by thousands."""
+        """Read, a bounded number at a time, so that thousands of reads do not hold the loop."""
         async with self._reads:
             return await guarded(self._read, account_id)
 
@@ -697,19 +701,19 @@ class AsyncSessionStore:
         return Verdict(LoadReason.RESUMABLE, state=state)
 
     def _unread(self, account_id: str, error: Exception) -> Verdict:
-        """Answer with what this store wrote, or else with nothing, and know nothing."""
+        """Return what this store wrote, or otherwise nothing, and forget the account."""
         account = self._ledger.accounts.get(account_id)
         if account is not None and (account.unsaved or account.is_ours):
             if not account.unsaved:
                 words = f"cannot read {name_one(account_id)}: {describe(error)}"
-                say(logging.WARNING, "%s; it is as it was written here", words)
+                say(logging.WARNING, "%s; using what was last written here", words)
             return self._remembered(account)
         if not self._closed:
             self._ledger.forget(account_id)
         return Verdict(LoadReason.UNREADABLE, describe(error))
 
     async def _patiently(self, read: Callable[[], Awaitable[_T]], account_id: str = "") -> _T:
-        """Read, and try again if that fails; but not while reads go on failing."""
+        """Read, and retry if that fails, unless reads have been failing for a while."""
         loop = self._commit.running_loop()
         deadline = loop.time() + _PATIENCE
         patient = not self._reads_fail and account_id not in self._unreadable
@@ -785,7 +789,7 @@ class AsyncSessionStore:
     # Judging
 
     def _tell(self, account_id: str, verdict: Verdict) -> None:
-        """Say in one line why there is nothing to resume, and tell the hook in any case."""
+        """Log why there is nothing to resume, if so, and call the hook in any case."""
         reason, age = verdict.reason, verdict.age
         if reason is not LoadReason.RESUMABLE:
             fields = {
@@ -804,7 +808,7 @@ class AsyncSessionStore:
                 call_hook("on_load", hook, details)
 
     async def _heed(self, account_id: str, verdict: Verdict) -> None:
-        """Let the account have a session, or none any more, as `load` is about to answer."""
+        """Make what the store knows agree with what `load` is about to return."""
         account = self._ledger.accounts.get(account_id)
         if account is None:
             return  # unreadable, and so unknown
@@ -830,7 +834,7 @@ class AsyncSessionStore:
             return False
 
     def _now(self) -> float | None:
-        """Return the time, `None` where the clock gives none: no age is judged then."""
+        """Return the time, or `None` if the clock is broken: no age is judged then."""
         try:
             return read_clock(self._clock)
         except EXITS:
@@ -848,10 +852,10 @@ class AsyncSessionStore:
 
 
 def _is_outdated(mark: Mark, gateway: Source) -> bool:
-    """Whether another gateway session than the one that recorded last is older; say so once.
+    """Whether this gateway session is older than the one that recorded last; warn once.
 
     Raises:
-        ValueError: it is another shard's.
+        ValueError: it belongs to another shard.
     """
     if mark.shard != gateway.shard:
         raise ValueError(
@@ -863,5 +867,5 @@ def _is_outdated(mark: Mark, gateway: Source) -> bool:
     if mark.outdated < gateway.generation:
         mark.outdated = gateway.generation
         name = name_one(gateway.account_id)
-        say(logging.WARNING, "an older gateway session of %s is ignored", name)
+        say(logging.WARNING, "ignoring an older gateway session of %s", name)
     return True

@@ -239,7 +239,7 @@ async def test_an_older_gateway_session_writes_nothing_and_is_named_once(
     await store.record(gateway)
     await store.flush()
     assert (on_storage(storage).session_id, on_storage(storage).last_seq) == ("new", 5)
-    assert caplog.messages == ["an older gateway session of bot is ignored"]
+    assert caplog.messages == ["ignoring an older gateway session of bot"]
 
 
 async def test_two_shards_under_one_account_id_are_an_error(

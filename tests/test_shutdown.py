@@ -167,7 +167,7 @@ async def test_a_loop_closed_with_unsaved_state_warns_and_does_not_hang(director
     code, output, errors = finish(start("bots", "closes_its_loop", directory))
     assert code == 0
     assert "closed" in output
-    assert "ResourceWarning: unsaved and never closed: <AsyncSessionStore" in errors
+    assert "ResourceWarning: never closed, with unsaved state: <AsyncSessionStore" in errors
     assert await last_seq(directory) == 1
 
 
@@ -185,7 +185,7 @@ async def test_a_full_disk_does_not_hold_up_the_end(directory: Path, loop: str) 
     # promise 5
     code, _, errors = finish(start("bots", "has_a_full_disk", directory, loop))
     assert code == 0
-    assert "ResourceWarning: unsaved and never closed" in errors
+    assert "ResourceWarning: never closed, with unsaved state" in errors
     assert "No space left" in errors
     assert await last_seq(directory) is None
     assert left_overs(directory) == []

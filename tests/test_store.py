@@ -583,7 +583,9 @@ async def test_a_cancelled_close_ends_every_task(
     assert {task for task in asyncio.all_tasks() if "qqbot" in task.get_name()} == set()
     with pytest.raises(SessionWriteError):
         await waiting
-    assert caplog.messages[-1] == "closing was cancelled, and unsaved: bot-0, bot-1, bot-2"
+    assert (
+        caplog.messages[-1] == "closing was cancelled, and these are unsaved: bot-0, bot-1, bot-2"
+    )
 
 
 async def test_a_closed_store_refuses_everything_and_closes_again(
