@@ -30,6 +30,7 @@ except ImportError as error:
         'qqbot_session.bot needs aiohttp: pip install "qqbot_session[bot]"'
     ) from error
 
+from .answers import Answers, Until, answers_for
 from .api import Api, Tokens
 from .entrance import MAX_SHARDS, Entrance, Shard
 from .errors import ApiError, LeaseLostError
@@ -68,9 +69,10 @@ class Bot:
         app_id: the bot's app id.
     """
 
-    def __init__(self, app_id: str, api: Api) -> None:
+    def __init__(self, app_id: str, api: Api, answers: Answers | None = None) -> None:
         self.app_id = app_id
         self._api = api
+        self._answers = answers
         self._user: Mapping[str, Any] | None = None
         self._runners: dict[Shard, ShardRunner] = {}
 
@@ -92,7 +94,15 @@ class Bot:
             ApiError: QQ answered with an error; it has the code, message and trace id.
             aiohttp.ClientError, TimeoutError: QQ did not answer. Whether to try again is up to you.
         """
-        return await self._api.request(method, path, json=json)
+        try:
+            answer = await self._api.request(method, path, json=json)
+        except Exception as error:
+            if self._answers is not None:
+                self._answers.sent(json, error)
+            raise
+        if self._answers is not None:
+            self._answers.sent(json)
+        return answer
 
     async def user(self) -> Mapping[str, Any]:
         """Return the bot's own user, from READY or `/users/@me`, which is called at most once."""
@@ -112,6 +122,7 @@ async def run_bot(
     *,
     intents: int,
     handle: Handle,
+    until: Until = "handled",
     sessions: AsyncSessionStore | Storage | str | os.PathLike[str] | None = "sessions",
     shards: int | Sequence[tuple[int, int]] | None = None,
     sandbox: bool = False,
@@ -138,6 +149,9 @@ async def run_bot(
         intents: the events it wants; `1 << 25` is group and C2C messages.
         handle: the bot's work, an `async def handle(event, bot)`; see `ShardRunner`. Handlers run
             concurrently.
+        until: when a message counts as handled: `"handled"`, at the end of its handler;
+            `"answered"`, when QQ accepted an answer to it through `Bot.request`, or 60 s after its
+            handler ended; or `qqbot_session.answers.Answers(…)` with other limits.
         sessions: where sessions are kept: what `AsyncSessionStore` takes, or a store, which is not
             closed here.
         shards: how many shards there are, all to run here; or the ones to run here, as
@@ -168,6 +182,7 @@ async def run_bot(
         TypeError, ValueError: an argument is not valid.
     """
     secret = _check_secret(secret)
+    answers = answers_for(until)
     check_app_id(app_id)
     check_intents(intents)
     wanted = _check_shards(shards)
@@ -196,7 +211,7 @@ async def run_bot(
             calls = await stack.enter_async_context(Http(proxy, calls=_CALLS))
             tokens = Tokens(http, app_id, secret, token_url)
             entrance = Entrance(http, Api(http, app_id, api_url, tokens))
-            bot = Bot(app_id, Api(calls, app_id, api_url, tokens))
+            bot = Bot(app_id, Api(calls, app_id, api_url, tokens), answers)
             await stack.enter_async_context(entrance)
             await stack.enter_async_context(_beside(started, bot))
             await lines(store=store, bot=bot, tokens=tokens, entrance=entrance).run(wanted)
@@ -255,17 +270,21 @@ class _Lines:
             sandbox=self.sandbox,
             secret=self.tokens._secret,
         )
+        answers = self.bot._answers
         runner = self.bot._runners[shard] = ShardRunner(
             self.store,
             gateway,
             connect=partial(self._connect, gateway),
             token=self.tokens.get,
-            handle=lambda event: self.handle(event, self.bot),
+            handle=self._handle if answers is None else answers.awaited(self._handle),
             observe=self._observe,
             pace=self.entrance.pace,
             **self.options,
         )
         await runner.run()
+
+    async def _handle(self, event: Dispatch) -> None:
+        await self.handle(event, self.bot)
 
     async def _connect(self, gateway: GatewaySession) -> AiohttpSocket:
         socket, address = await self.entrance.connect(gateway.address)

@@ -93,6 +93,27 @@ async def test_a_bot_answers_what_it_is_told(qq: LocalGateway) -> None:
         assert qq.sent[0].status == 200
 
 
+async def test_a_queued_message_is_handled_when_its_answer_was_accepted(
+    qq: LocalGateway, directory: Path
+) -> None:
+    # promise 35
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def queue_it(event: Dispatch, bot: Bot) -> None:
+        await queue.put((event, bot))
+
+    async with running(qq, handle=queue_it, until="answered", sessions=directory, grace=0):
+        await say(qq, "a", "b")
+        await answer(*await queue.get())
+        await queue.get()  # and die before the answer
+    async with AsyncSessionStore(directory) as store:
+        (state,) = await store.load_all()
+    assert state.last_seq == 2  # READY's is 1
+    async with running(qq, handle=queue_it, until="answered", sessions=directory, grace=0):
+        event, _ = await queue.get()
+        assert event.data["content"] == "b"
+
+
 async def test_its_session_goes_on_at_the_next_start(qq: LocalGateway, directory: Path) -> None:
     # promise 22
     async with running(qq, sessions=directory):

@@ -89,7 +89,7 @@ class Life:
         self, store: AsyncSessionStore, shard: Shard, connect: _Connect
     ) -> ShardRunner:
         client = self._client
-        gateway = await _open(client, store, str(self._token.app_id), shard)
+        gateway = await _open(client, store, self._token, shard)
         loaded = self._loads.get(gateway.account_id)
         log = Console(gateway.account_id, "zh", tell, name=self._name, loaded=loaded)
 
@@ -165,10 +165,10 @@ class Life:
             handler_raised()
 
 
-async def known_gateway(client: Any, app_id: str) -> dict[str, Any] | None:
+async def known_gateway(client: Any, token: Any) -> dict[str, Any] | None:
     """Return what `/gateway/bot` would answer, from the session of a bot of one shard."""
     async with kept_in(client._qqbot_sessions) as store:
-        gateway = await _open(client, store, app_id, (0, 1))
+        gateway = await _open(client, store, token, (0, 1))
     api_url = getattr(client.http, "base_url", None) or f"{Route.SCHEME}://{Route.DOMAIN}"
     address = known_address(gateway, api_url)
     if address is None:
@@ -177,13 +177,14 @@ async def known_gateway(client: Any, app_id: str) -> dict[str, Any] | None:
     return {"url": address, "shards": 1, "session_start_limit": _UNKNOWN}
 
 
-async def _open(client: Any, store: AsyncSessionStore, app_id: str, shard: Shard) -> GatewaySession:
+async def _open(client: Any, store: AsyncSessionStore, token: Any, shard: Shard) -> GatewaySession:
     return await open_gateway(
         store,
-        app_id,
+        str(token.app_id),
         intents=client.intents or 1,  # as botpy sends it
         shard=shard,
         sandbox=bool(client.http.is_sandbox),
+        secret=getattr(token, "secret", None),
     )
 
 

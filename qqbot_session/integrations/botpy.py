@@ -246,7 +246,7 @@ class SessionMixin(botpy.Client):
                 raise
             error = raised
         if answer is None:
-            answer = await known_gateway(self, str(token.app_id))
+            answer = await known_gateway(self, token)
         if answer is None and error is not None:
             raise error
         return answer

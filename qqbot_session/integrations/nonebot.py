@@ -221,6 +221,7 @@ class Adapter(qq.Adapter):
             intents=bot.bot_info.intent.to_int(),
             shard=shard,
             sandbox=self._qqbot_sandbox(),
+            secret=bot.bot_info.secret,
         )
 
     async def _qqbot_runner(self, bot: Bot, ws_url: URL, shard: tuple[int, int]) -> ShardRunner:
