@@ -49,7 +49,7 @@ class ShardLog:
         else:
             code = "" if refusal.code is None else f" (code {refusal.code})"
             why = (
-                f"QQ refused the bot: {refusal.reason}{code} With another secret, other intents or "
+                f"QQ refused the bot: {refusal.reason.rstrip('.')}{code}. With another secret, other intents or "
                 f"another app id, or after `qqbot-session clear {self._account_id}`, the bot tries "
                 "at once"
             )

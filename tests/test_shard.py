@@ -1142,7 +1142,10 @@ async def test_a_refused_bot_waits_at_its_next_start_and_says_why_and_until_when
             with pytest.raises(GatewayRefusedError, match="may not use these intents"):
                 await world.task
         [told] = [r for r in caplog.records if reason(r) == "waiting"]
-        assert "QQ refused the bot: The bot may not use these intents. (code 4014)" in told.message
+        assert (
+            "QQ refused the bot: The bot may not use these intents (code 4014). With"
+            in told.message
+        )
         assert f"`qqbot-session clear {ACCOUNT}`" in told.message
         assert told.qqbot_code == 4014  # type: ignore[attr-defined]
         assert "'one'" not in repr(gateway.state)
