@@ -165,10 +165,8 @@ class ShardRunner:
     ) -> None:
         check_options(concurrency, grace)
         check_handler("handle", handle, "event")
-        self._store = store
-        self._gateway = gateway
-        self._connect = connect
-        self._token = token
+        self._store, self._gateway = store, gateway
+        self._connect, self._token = connect, token
         self._observe = observe
         self._before_identify = before_identify
         self._pace = pace

@@ -49,9 +49,9 @@ class ShardLog:
         else:
             code = "" if refusal.code is None else f" (code {refusal.code})"
             why = (
-                f"QQ refused the bot: {refusal.reason.rstrip('.')}{code}. With another secret, other intents or "
-                f"another app id, or after `qqbot-session clear {self._account_id}`, the bot tries "
-                "at once"
+                f"QQ refused the bot: {refusal.reason.rstrip('.')}{code}. With another secret, "
+                "other intents or another app id, or after "
+                f"`qqbot-session clear {self._account_id}`, the bot tries at once"
             )
         text = "no Identify before %s: %s"
         fields = {"code": refusal.code} if refusal is not None else {}

@@ -152,15 +152,9 @@ class GatewaySession:
         check_limit("max_resumes", max_resumes, (int,), 0)
         check_limit("max_session_age", max_session_age, (int, float), 0.0)
         check_limit("remember_events", remember_events, (int,), 0, MAX_REMEMBERED)
-        if close_rules is not CLOSE_RULES:
-            _check_rules(close_rules)
-        _check_failed(failed)
-        if not callable(jitter):
-            raise TypeError(f"jitter must be callable, not {jitter!r}")
-        self.generation = next(_generations)
-        self.turn = 0
-        self._max_resumes = max_resumes
-        self._max_session_age = max_session_age
+        _check_rules(close_rules, failed, jitter)
+        self.generation, self.turn = next(_generations), 0
+        self._max_resumes, self._max_session_age = max_resumes, max_session_age
         self._close_rules = close_rules
         self._keeps_failed = failed == "keep"
         self._watermark = Watermark(max_held_seconds=max_held_seconds)
@@ -620,12 +614,13 @@ def _refusal(intents: int) -> str:
     )
 
 
-def _check_failed(value: object) -> None:
-    if value not in ("settle", "keep"):
-        raise ValueError(f"failed must be 'settle' or 'keep', not {value!r}")
-
-
-def _check_rules(rules: object) -> None:
+def _check_rules(rules: object, failed: object, jitter: object) -> None:
+    if failed not in ("settle", "keep"):
+        raise ValueError(f"failed must be 'settle' or 'keep', not {failed!r}")
+    if not callable(jitter):
+        raise TypeError(f"jitter must be callable, not {jitter!r}")
+    if rules is CLOSE_RULES:
+        return
     if not isinstance(rules, Mapping):
         raise TypeError(f"close_rules must be a mapping, not {rules!r}")
     for code, rule in rules.items():
