@@ -73,7 +73,6 @@ _UNREADABLE = 1024  # unreadable accounts that are remembered
 
 _T = TypeVar("_T")
 
-
 _ALARMING = (LoadReason.CORRUPT, LoadReason.FOREIGN, LoadReason.UNREADABLE)
 
 
@@ -165,12 +164,8 @@ class AsyncSessionStore:
         self._unwritten: dict[str, BaseException] | None = None  # what `aclose` came to
         self._closed = False
         if max_age is not None and debounce > max_age:
-            say(
-                logging.WARNING,
-                "debounce %g s is longer than max_age %g s: after a crash a live session may "
-                "look expired",
-                *(debounce, max_age),
-            )
+            text = "debounce %g s is longer than max_age %g s: a crash may make a session expire"
+            say(logging.WARNING, text, debounce, max_age)
 
     def __repr__(self) -> str:
         closed = " closed" if self._closed else ""
