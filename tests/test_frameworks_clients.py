@@ -66,7 +66,7 @@ async def test_an_application_that_answers_later_loses_nothing(framework: str, s
 
 
 async def test_its_messages_are_lost_if_they_count_as_handled_when_they_are_queued() -> None:
-    killed = await restart(build("botpy", "botpy", "pipeline remembered"), signal.SIGKILL)
+    killed = await slow_handlers(build("botpy", "botpy", "pipeline remembered"))
     assert killed.lost
 
 
@@ -139,7 +139,7 @@ async def test_a_nonebot_plugin_that_answers_later_loses_nothing() -> None:
     bot = build("nonebot", "nonebot", "queue-answered ~none+~aiohttp")
     killed, terminated = await killed_and_terminated(bot)
     assert (killed.lost, terminated.lost, terminated.twice) == ([], [], [])
-    queued = await restart(build("nonebot", "nonebot", "queue ~none+~aiohttp"), signal.SIGKILL)
+    queued = await slow_handlers(build("nonebot", "nonebot", "queue ~none+~aiohttp"))
     assert queued.lost
 
 
