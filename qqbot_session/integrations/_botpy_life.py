@@ -18,7 +18,7 @@ from ..answers import Answers, answers_for, end_of, handler_raised
 from ..errors import GatewayRefusedError
 from ..gateway import Dispatch, Event, GatewaySession, Ready, Resumed
 from ..lifetime import run_together
-from ..logs import say
+from ..logs import LOG, say
 from ..pace import Pace
 from ..shard import ShardRunner, Socket, account_id_for, open_gateway
 from ..store import AsyncSessionStore
@@ -31,8 +31,11 @@ _Connect: TypeAlias = Callable[[str], Awaitable[Socket]]
 
 
 def tell(level: int, text: str, stacklevel: int = 1) -> None:
-    """Write a line to botpy's log."""
-    say(level, "%s", text, logger=botpy_logging.get_logger(), stacklevel=stacklevel + 1)
+    """Write a line to botpy's log, and to ours where botpy's console is off (`bot_log=False`)."""
+    logger = botpy_logging.get_logger()
+    say(level, "%s", text, logger=logger, stacklevel=stacklevel + 1)
+    if not (logger.propagate or LOG.handlers or LOG.level):  # with those, ours has its own lines
+        say(level, "%s", text, stacklevel=stacklevel + 1)
 
 
 class Started(list[asyncio.Task[Any]]):
