@@ -124,7 +124,7 @@ def test_a_framework_that_cannot_be_wrapped_is_one_line_and_the_program_runs_on(
     result = python(tmp_path, "import botpy; botpy.Client(); botpy.Client(); print('runs on')")
     assert (result.stdout, result.returncode) == ("runs on\n", 0)
     (line,) = result.stderr.splitlines()
-    assert line.startswith("qqbot-session: botpy runs as it is, without us: ")
+    assert line.startswith("qqbot-session: botpy will not resume: ")
 
 
 def test_a_framework_whose_import_fails_fails_as_it_would_alone(tmp_path: Path) -> None:

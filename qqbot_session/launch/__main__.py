@@ -1,7 +1,8 @@
 """`python -m qqbot_session.launch`: say what would be wrapped in this Python.
 
---check    each framework that is installed here, and whether it would resume (exit code 1: none)
---path     the folder for PYTHONPATH, for images that set the two variables themselves
+--check    name each framework that is installed here, and say whether it would resume (exit code
+           1: none would)
+--path     print the folder for PYTHONPATH, for images that set the two variables themselves
 """
 
 from __future__ import annotations
@@ -11,35 +12,39 @@ from importlib import import_module, metadata
 
 from . import HOOKS
 
-DISTRIBUTIONS = {  # what is installed as which import name, and the integration it needs
-    "qq-botpy": "botpy",
-    "qq-botpy-rc": "botpy",
-    "qq-botpy-community": "botpy",
-    "qq-botpy-v2": "botpy",
-    "qq-botpy-sdk": "botpy",
-    "b-botpy": "botpy",
-    "nonebot-adapter-qq": "nonebot",
-    "qqbot-agent-sdk": "agent_sdk",
+DISTRIBUTIONS = {  # each with the module of ours that is imported for it
+    "qq-botpy": "integrations.botpy",
+    "qq-botpy-rc": "integrations.botpy",
+    "qq-botpy-community": "integrations.botpy",
+    "qq-botpy-v2": "integrations.botpy",
+    "qq-botpy-sdk": "integrations.botpy",
+    "b-botpy": "integrations.botpy",
+    "nonebot-adapter-qq": "integrations.nonebot",
+    "qqbot-agent-sdk": "integrations.agent_sdk",
+    "langbot": "launch.langbot",
+    "hermes-agent": "launch.hermes",
 }
 
 
 def check() -> int:
     """Print a line for each framework; return 0 if at least one would be wrapped."""
     wrapped = 0
-    for distribution, integration in DISTRIBUTIONS.items():
+    for distribution, ours in DISTRIBUTIONS.items():
         try:
             version = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
         try:
-            import_module(f"qqbot_session.integrations.{integration}")
+            module = import_module(f"qqbot_session.{ours}")
+            if ours.startswith("launch."):  # the others look at their framework when imported
+                module.wrap(import_module(module.WRAPPED))
         except Exception as error:  # noqa: BLE001 - whatever keeps it from being wrapped
-            print(f"{distribution} {version}: not wrapped: {' '.join(str(error).split())}")
+            print(f"{distribution} {version}: would not resume: {' '.join(str(error).split())}")
         else:
             print(f"{distribution} {version}: resumes")
             wrapped += 1
     if not wrapped:
-        print(f"nothing to wrap in {sys.executable}: " + ", ".join(DISTRIBUTIONS))
+        print(f"nothing to wrap in {sys.executable}: looked for {', '.join(DISTRIBUTIONS)}")
     return 0 if wrapped else 1
 
 

@@ -19,6 +19,9 @@ from ..gateway import Dispatch, Event, Ready, Resumed
 from ..integrations.aiohttp import connect
 from ._lines import Telling, keep_up, require
 
+WRAPPED = "gateway.platforms.qqbot.adapter"
+"""The module of the application that `wrap` takes."""
+
 _NEEDED = (
     "_open_ws",
     "_listen_loop",
@@ -60,13 +63,15 @@ def wrap(module: ModuleType) -> None:
     async def api_request(
         self: Any, method: str, path: str, body: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        answers: Answers = self._qqbot_line.answers
+        line: _Line | None = getattr(self, "_qqbot_line", None)
+        if line is None:  # it only sends
+            return await request(self, method, path, body, *args, **kwargs)
         try:
             answer = await request(self, method, path, body, *args, **kwargs)
         except Exception as error:
-            answers.sent(body, error)
+            line.answers.sent(body, error)
             raise
-        answers.sent(body)
+        line.answers.sent(body)
         return answer
 
     adapter._open_ws, adapter._listen_loop = open_ws, listen_loop

@@ -20,6 +20,9 @@ from ..gateway import Dispatch, Event, Ready, Resumed
 from ..integrations.websockets import WebsocketsSocket, connect
 from ._lines import keep_up, require
 
+WRAPPED = "langbot.libs.qq_official_api.api"
+"""The module of the application that `wrap` takes."""
+
 _NEEDED = (
     "connect_gateway",
     "get_gateway_url",

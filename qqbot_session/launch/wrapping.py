@@ -4,10 +4,10 @@ Rules:
 
 * The sessions are kept where QQBOT_SESSION_STORAGE says.
 * What already uses an integration of ours stays as it is.
-* Applications whose handlers only put messages into a queue (`QUEUES`) are watched until the answer
-  is out.
-* An integration is imported as late as possible. If it cannot be imported, that is one line on
-  standard error, and the program runs on without it.
+* In applications whose handlers only put messages into a queue (`QUEUES`), a message counts as
+  handled when its answer is out.
+* An integration is imported as late as possible. If that fails, one line on standard error says
+  so, and the program runs on without it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def wrap_botpy(botpy: ModuleType) -> None:
         try:
             from ..integrations.botpy import SessionMixin, remember
         except ImportError as error:
-            say(f"botpy runs as it is, without us: {error}")
+            say(f"botpy will not resume: {error}")
             botpy.Client.__init__ = construct
             return
         if not isinstance(self, SessionMixin):
@@ -109,7 +109,7 @@ class _AgentSdk:
             try:
                 asyncio.run_coroutine_threadsafe(self._remember(socket), socket._main_loop).result()
             except Exception as error:  # noqa: BLE001 - the program must run on
-                say(f"qqbot-agent-sdk runs as it is, without us: {error}")
+                say(f"qqbot-agent-sdk will not resume: {error}")
             return run(socket, *args, **kwargs)
 
         kind._run_ws_thread = in_thread

@@ -4,8 +4,7 @@ Rules:
 
 * It runs in every Python process of the program, children included, so it imports next to nothing
   and nothing of ours: only a framework's own import brings the rest.
-* Whatever fails here is one line on standard error; the program runs on, and forgets its session
-  as it would without us.
+* Whatever fails here is one line on standard error, and the program runs on without us.
 * The program's own `sitecustomize`, if it has one, runs as if this one were not there.
 """
 
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.machinery import PathFinder
+from _frozen_importlib_external import PathFinder  # importlib.machinery would import more
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing costs every process of the program a few milliseconds
@@ -75,7 +74,7 @@ def _say(name: str, error: BaseException) -> None:
         error = ImportError(f"qqbot_session is not installed in {sys.executable}")
     text = " ".join(str(error).split()) or type(error).__name__
     print(  # noqa: T201
-        f"qqbot-session: {name} runs as it is, without us: {text}", file=sys.stderr, flush=True
+        f"qqbot-session: {name} will not resume: {text}", file=sys.stderr, flush=True
     )
 
 
