@@ -1,9 +1,11 @@
 """Applications that people run, as they are installed, against `LocalGateway` and a made-up LLM.
 
-    python tests/applications.py NAME [run|alone] [SIGKILL|SIGTERM|SIGINT]
+    python tests/applications.py NAME [run|line|alone] [SIGKILL|SIGTERM|SIGINT|SIGUSR1|restart]
 
-Each gets an environment of its own below `.venv-frameworks`, or where QQBOT_FRAMEWORKS says. An
-application that asks an LLM is given one on localhost, which answers each message by its number.
+`run` starts it by `qqbot-session run`; `line` as the documentation says for its own code or its
+plugins; `restart` is its own restart, in place. Each gets an environment of its own below
+`.venv-frameworks`, or where QQBOT_FRAMEWORKS says. An application that asks an LLM is given one on
+localhost, which answers each message by its number.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import frameworks
 from aiohttp import web
@@ -29,6 +31,8 @@ from frameworks import PROGRAMS, ROOT
 
 from qqbot_session.testing import LocalGateway
 
+Way: TypeAlias = Literal["run", "line", "alone"]
+End: TypeAlias = signal.Signals | Literal["restart"]
 _PATIENCE = 120.0  # seconds for an application to start, and to answer everything
 
 
@@ -49,11 +53,15 @@ class Application:
         requirements: what is installed.
         command: its program, below the environment's `bin`, and the arguments.
         set_up: writes its configuration; returns variables for its environment.
+        write_line: does what the documentation says, where there is such a line.
+        restart: has it restart itself in place, where it can; is given its process id.
     """
 
     requirements: tuple[str, ...]
     command: tuple[str, ...]
     set_up: Callable[[Setting], dict[str, str]]
+    write_line: Callable[[Setting], object] | None = None
+    restart: Callable[[Setting, int], Awaitable[object]] | None = None
 
 
 def _set_up_astrbot(setting: Setting) -> dict[str, str]:
@@ -79,6 +87,15 @@ def _set_up_astrbot(setting: Setting) -> dict[str, str]:
     return {}
 
 
+def _install_plugin(setting: Setting) -> None:
+    name = "astrbot_plugin_qqbot_session"
+    shutil.copytree(ROOT / "plugins" / name, setting.root / "data" / "plugins" / name)
+
+
+async def _ask_astrbot(_: Setting, process_id: int) -> None:
+    os.kill(process_id, signal.SIGUSR1)  # for which its test plugin does what the dashboard does
+
+
 def _set_up_nanobot(setting: Setting) -> dict[str, str]:
     config = {
         "agents": {"defaults": {"model": "m", "provider": "vllm"}},
@@ -96,6 +113,11 @@ def _set_up_nanobot(setting: Setting) -> dict[str, str]:
     (setting.root / ".nanobot").mkdir()
     (setting.root / ".nanobot" / "config.json").write_text(json.dumps(config))
     return {}
+
+
+async def _ask_nanobot(setting: Setting, _: int) -> None:
+    message = setting.qq.c2c_message("/restart", user_openid="U99")
+    await setting.qq.emit("C2C_MESSAGE_CREATE", message)
 
 
 def _set_up_hermes(setting: Setting) -> dict[str, str]:
@@ -132,11 +154,30 @@ def _set_up_nb(setting: Setting) -> dict[str, str]:
     return {}
 
 
+def _change_import(setting: Setting) -> None:
+    bot = setting.root / "bot.py"
+    text = bot.read_text()
+    ours = "from nonebot.adapters.qq import Bot, C2CMessageCreateEvent\n\n"
+    ours += "from qqbot_session.integrations.nonebot import Adapter\n"
+    bot.write_text(
+        text.replace("from nonebot.adapters.qq import Adapter, Bot, C2CMessageCreateEvent\n", ours)
+    )
+
+
 _NB = "nonebot2[aiohttp]>=2.4.3"
 APPLICATIONS = {
-    "astrbot": Application(("AstrBot==4.29.3",), ("astrbot", "run"), _set_up_astrbot),
+    "astrbot": Application(
+        ("AstrBot==4.29.3",),
+        ("astrbot", "run"),
+        _set_up_astrbot,
+        write_line=_install_plugin,
+        restart=_ask_astrbot,
+    ),
     "nanobot": Application(
-        ("nanobot-ai==0.3.5", "qq-botpy==1.2.1"), ("nanobot", "gateway"), _set_up_nanobot
+        ("nanobot-ai==0.3.5", "qq-botpy==1.2.1"),
+        ("nanobot", "gateway"),
+        _set_up_nanobot,
+        restart=_ask_nanobot,
     ),
     "hermes": Application(
         ("hermes-agent==0.19.0", "aiohttp"), ("hermes", "gateway", "run"), _set_up_hermes
@@ -147,7 +188,12 @@ APPLICATIONS = {
         ("python", str(PROGRAMS / "application_langbot.py")),
         _set_up_langbot,
     ),
-    "nb": Application(("nb-cli", "nonebot-adapter-qq", _NB), ("nb", "run"), _set_up_nb),
+    "nb": Application(
+        ("nb-cli", "nonebot-adapter-qq", _NB),
+        ("nb", "run"),
+        _set_up_nb,
+        write_line=_change_import,
+    ),
 }
 
 
@@ -167,7 +213,7 @@ def make(name: str) -> Path:
 
 @dataclass
 class Result:
-    """What became of 40 messages: 20, the signal in mid-stream, 8 while it was dead, 12 after."""
+    """What became of 40 messages: 20, the end in mid-stream, 8 while it was dead, 12 after."""
 
     lost: list[int]
     answers: int
@@ -177,35 +223,34 @@ class Result:
     printed: str
 
 
-async def restart(
-    name: str, number: signal.Signals, *, launched: bool = True, longest: float = 0.3
-) -> Result:
+async def restart(name: str, end: End, *, way: Way = "run", longest: float = 0.3) -> Result:
     """End an application in mid-stream and start it again.
 
     Args:
         name: a key of `APPLICATIONS`.
-        number: how it is ended.
-        launched: whether `qqbot-session run` starts it.
+        end: the signal by which it is ended, or its own restart.
+        way: how it comes to resume, if it does.
         longest: seconds that an answer takes at most.
     """
     programs = make(name)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         async with LocalGateway(heartbeat_interval=3.0) as qq, _llm(longest) as llm:
-            life = _Life(name, programs, Setting(Path(folder), qq, llm), launched, longest)
+            life = _Life(name, programs, Setting(Path(folder), qq, llm), way, longest)
             try:
-                return await life.run(number)
+                return await life.run(end)
             finally:
                 await life.end(signal.SIGKILL)
 
 
 class _Life:
     def __init__(
-        self, name: str, programs: Path, setting: Setting, launched: bool, longest: float
+        self, name: str, programs: Path, setting: Setting, way: Way, longest: float
     ) -> None:
-        program, *arguments = APPLICATIONS[name].command
+        self._application = APPLICATIONS[name]
+        program, *arguments = self._application.command
         self._command = [str(programs / program), *arguments]
         sessions = str(setting.root / "sessions")
-        if launched:
+        if way == "run":
             launcher = [str(programs / "python"), "-m", "qqbot_session", "--storage", sessions]
             self._command = [*launcher, "run", "--", *self._command]
         paths = [str(PROGRAMS / "to_localhost"), str(ROOT), str(PROGRAMS)]
@@ -217,21 +262,25 @@ class _Life:
             "PYTHONUNBUFFERED": "1",
             "QQ_API": setting.qq.api_url,
             "LONGEST": str(longest),
-            **APPLICATIONS[name].set_up(setting),
+            **self._application.set_up(setting),
         }
+        if way == "line":
+            assert self._application.write_line is not None
+            self._application.write_line(setting)
         self._setting = setting
         self._process: asyncio.subprocess.Process | None = None
 
-    async def run(self, number: signal.Signals) -> Result:
+    async def run(self, end: End) -> Result:
         qq = self._setting.qq
         await self._start()
         await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started, _PATIENCE)
         await self._say(range(1, 21), gap=0.03)
         with contextlib.suppress(TimeoutError):
             await qq.wait_for(lambda _: len(self._answered()) >= 10, 10.0)
-        status = await self.end(number)
+        status = await (self._restart() if end == "restart" else self.end(end))
         await self._say(range(21, 29))
-        await self._start()
+        if end != "restart":
+            await self._start()
         await qq.wait_for(lambda qq: len(qq.identifies) + len(qq.resumes) >= 2, _PATIENCE)
         await self._say(range(29, 41))
         with contextlib.suppress(TimeoutError):
@@ -240,6 +289,14 @@ class _Life:
         lost = sorted(set(range(1, 41)) - self._answered())
         printed = (self._setting.root / "printed").read_text(errors="replace")
         return Result(lost, len(qq.sent), len(qq.identifies), len(qq.resumes), status, printed)
+
+    async def _restart(self) -> None:
+        """Have it restart itself; return when its line is gone."""
+        assert self._application.restart is not None
+        assert self._process is not None
+        line = self._setting.qq.clients[-1]
+        await self._application.restart(self._setting, self._process.pid)
+        await self._setting.qq.wait_for(lambda _: line.closed_at is not None, _PATIENCE)
 
     def _answered(self) -> set[int]:
         texts = [str(answer.body) for answer in self._setting.qq.sent if answer.ok]
@@ -332,9 +389,13 @@ async def _stream(request: web.Request, text: str) -> web.StreamResponse:
     return response
 
 
-if __name__ == "__main__":
-    name, how, number = [*sys.argv[1:], *("run", "SIGKILL")[len(sys.argv) - 2 :]]
-    result = asyncio.run(restart(name, signal.Signals[number], launched=how == "run"))
-    sys.stdout.write(f"{result.printed[-3000:]}\n")
+def _main(name: str, way: Way = "run", end: str = "SIGKILL") -> None:
+    ending: End = "restart" if end == "restart" else signal.Signals[end]
+    result = asyncio.run(restart(name, ending, way=way))
+    sys.stdout.write(f"{result.printed}\n")
     result.printed = ""
-    sys.stdout.write(f"{name} {how} {number}: {result}\n")
+    sys.stdout.write(f"{name} {way} {end}: {result}\n")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])  # type: ignore[arg-type]
