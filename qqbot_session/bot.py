@@ -31,20 +31,20 @@ except ImportError as error:
     ) from error
 
 from .answers import Answers, Until, answers_for
-from .api import Api, Tokens
-from .entrance import MAX_SHARDS, Entrance, Shard
 from .errors import ApiError, LeaseLostError
 from .gateway import Dispatch, Event, GatewaySession, Hello, Ready
 from .guard import check_handler
-from .http import Http
 from .integrations.aiohttp import AiohttpSocket
 from .lifetime import run_together, run_until_stopped
 from .logs import say
-from .proxies import check_proxy, proxy_for
+from .net.proxies import check_proxy, proxy_for
 from .shard import Health, ShardRunner, account_id_for, check_options, open_gateway
 from .state import check_app_id, check_intents, check_shard
 from .storages import Storage
 from .store import AsyncSessionStore
+from .web.api import Api, Tokens
+from .web.entrance import MAX_SHARDS, Entrance, Shard
+from .web.http import Http
 from .words import Secret, shown
 
 __all__ = ["API_URL", "SANDBOX_API_URL", "TOKEN_URL", "ApiError", "Bot", "run_bot"]

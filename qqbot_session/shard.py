@@ -39,9 +39,9 @@ from .gateway import (
     Resumed,
 )
 from .guard import check_handler
-from .handlers import Handlers, requests_to_cancel
 from .judging import LoadReason, Verdict
-from .shard_log import ShardLog
+from .loop.handlers import Handlers, requests_to_cancel
+from .loop.log import ShardLog
 from .state import SessionState, check_app_id, check_shard
 from .store import AsyncSessionStore
 from .words import Secret

@@ -79,7 +79,7 @@ def pytest_asyncio_loop_factories(
 @functools.cache
 def the_alarm() -> BlockBuster:
     """Return the alarm of all tests; it imports the package, which some programs must not."""
-    parts = ["cli", "doctor", "storages.foreign"]
+    parts = ["cli", "cli.doctor", "storages.foreign"]
     commands = [f"qqbot_session.{part}" for part in parts]  # no bot waits for their loop
     alarm = BlockBuster("qqbot_session", excluded_modules=commands)
     acquire = alarm.functions["threading.Lock.acquire"]

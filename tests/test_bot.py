@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
-from qqbot_session import api as api_module
 from qqbot_session import bot as bot_module
-from qqbot_session import entrance as entrance_module
 from qqbot_session import pace as pace_module
 from qqbot_session import shard as shard_module
 from qqbot_session.bot import SANDBOX_API_URL, TOKEN_URL, ApiError, Bot, run_bot
 from qqbot_session.gateway import Dispatch
 from qqbot_session.testing import LocalGateway
+from qqbot_session.web import api as api_module
+from qqbot_session.web import entrance as entrance_module
 
 pytestmark = pytest.mark.real_time
 

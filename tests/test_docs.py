@@ -122,7 +122,16 @@ def said(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 def test_every_field_of_a_log_line_is_in_the_table(page: str) -> None:
     fields = {"qqbot_account"}
     values = {"identify", "resume", "ready", "resumed"}  # made of names of the gateway's
-    for name in ("shard_log", "shard", "api", "bot", "lifetime", "pace", "store"):
+    for name in (
+        "loop/log",
+        "shard",
+        "web/api",
+        "web/entrance",
+        "bot",
+        "lifetime",
+        "pace",
+        "store",
+    ):
         tree = ast.parse((ROOT / "qqbot_session" / f"{name}.py").read_text("utf-8"))
         for field, value in said(tree):
             fields.add(field)

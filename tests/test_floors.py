@@ -20,8 +20,7 @@ FLOORS = {
     "errors": (1, 1),
     "logs": (1, 1),
     "state": (2, 0),
-    "network": (2, 0),
-    "proxies": (2, 0),
+    "net": (2, 0),
     "watch": (2, 0),
     "guard": (3, 0),
     "judging": (3, 0),
@@ -32,17 +31,13 @@ FLOORS = {
     "lease": (4, 1),
     "store": (5, 0),
     "answers": (5, 0),
-    "shard_log": (6, 0),
-    "handlers": (6, 1),
-    "shard": (6, 2),
+    "loop": (6, 0),
+    "shard": (6, 1),
     "pace": (6, 0),
     "lifetime": (6, 0),
-    "doctor": (6, 0),
     "integrations": (7, 0),
-    "http": (7, 1),
-    "api": (8, 0),
-    "entrance": (8, 1),
-    "bot": (8, 2),
+    "web": (8, 0),
+    "bot": (8, 1),
     "launch": (8, 2),
     "cli": (8, 3),
     "testing": (9, 0),
@@ -51,7 +46,7 @@ FLOORS = {
 }
 REDIS = Path("storages", "redis.py")  # the one room of its wing that needs an extra
 # These may import what an extra installs.
-OPTIONAL = {"integrations", "launch", "http", "api", "entrance", "bot", "testing"}
+OPTIONAL = {"integrations", "launch", "web", "bot", "testing"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

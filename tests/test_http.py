@@ -19,11 +19,11 @@ from endpoints import Endpoint, Reader, Request, Work, Writer, answers, endpoint
 
 from qqbot_session import MemoryStorage
 from qqbot_session.bot import ApiError, Bot, run_bot
-from qqbot_session.entrance import Entrance
 from qqbot_session.gateway import Dispatch
-from qqbot_session.http import MAX_BODY, Http
-from qqbot_session.proxies import check_proxy, proxy_for
+from qqbot_session.net.proxies import check_proxy, proxy_for
 from qqbot_session.testing import LocalGateway
+from qqbot_session.web.entrance import Entrance
+from qqbot_session.web.http import MAX_BODY, Http
 from qqbot_session.words import Secret
 
 pytestmark = pytest.mark.real_time

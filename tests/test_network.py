@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from qqbot_session import network
-from qqbot_session.network import dial, look_up
+from qqbot_session.net import network
+from qqbot_session.net.network import dial, look_up
 
 pytestmark = pytest.mark.real_time
 
@@ -147,7 +147,7 @@ def test_a_resolver_that_hangs_does_not_hold_up_the_end_of_the_process(runs: str
     program = f"""
 import asyncio, socket, time
 {"import uvloop" if runs.startswith("uvloop") else ""}
-from qqbot_session.network import dial
+from qqbot_session.net.network import dial
 socket.getaddrinfo = lambda *_: time.sleep(3600)
 async def main():
     try:

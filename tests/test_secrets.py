@@ -19,13 +19,13 @@ import pytest
 from endpoints import Endpoint, Reader, Request, Work, Writer, answers, endpoint, respond
 
 from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
-from qqbot_session import api as api_module
-from qqbot_session import entrance as entrance_module
-from qqbot_session import http as http_module
 from qqbot_session.bot import ApiError, Bot, run_bot
 from qqbot_session.gateway import Dispatch
 from qqbot_session.shard import ShardRunner, open_gateway
 from qqbot_session.testing import LocalGateway
+from qqbot_session.web import api as api_module
+from qqbot_session.web import entrance as entrance_module
+from qqbot_session.web import http as http_module
 
 sentry_sdk = pytest.importorskip("sentry_sdk")
 loguru = pytest.importorskip("loguru")

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from qqbot_session import AsyncSessionStore, MemoryStorage, SessionState
-from qqbot_session.doctor import examine
+from qqbot_session.cli.doctor import examine
 from qqbot_session.storages import SqliteStorage, copy, database, storage_of
 from qqbot_session.storages.sqlite import NotOurDatabaseError
 

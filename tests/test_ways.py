@@ -17,7 +17,8 @@ import aiohttp
 import pytest
 from endpoints import Reader, Request, Writer, answers, endpoint, proxy, upgrade
 
-from qqbot_session import AsyncSessionStore, MemoryStorage, network
+from qqbot_session import AsyncSessionStore, MemoryStorage
+from qqbot_session.net import network
 from qqbot_session.shard import ShardRunner, Socket, open_gateway
 from qqbot_session.testing import LocalGateway
 

@@ -240,7 +240,7 @@ _ADVICE = {
 
 async def examine(storage: Storage, options: argparse.Namespace) -> int:
     """Print what `doctor` finds."""
-    from .. import doctor
+    from . import doctor
 
     findings = [finding async for finding in doctor.examine(storage, max_age=options.max_age)]
     if options.json:

@@ -97,7 +97,7 @@ async def scanned(
     finally:
         progress.end()
     if (directory := getattr(storage, "directory", None)) is not None:
-        from ..doctor import irregular
+        from .doctor import irregular
 
         for name in irregular(directory):
             yield None, b"", Row(name, None, None, "not a file")

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from ..gateway import CloseRule, Dispatch, Event, Hello, Next
 from ..judging import LoadReason
 from ..logs import LOG
-from ..shard_log import ShardLog
+from ..loop.log import ShardLog
 from ..store import LoadDetails
 
 Language: TypeAlias = Literal["en", "zh"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from ..proxies import aiohttp_options, proxy_for
+from ..net.proxies import aiohttp_options, proxy_for
 from ..shard import MAX_FRAME_BYTES
 from ..words import shown
 

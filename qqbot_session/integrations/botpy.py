@@ -44,8 +44,8 @@ except ModuleNotFoundError as error:
 
 from ..answers import Until, answers_for, being_handled
 from ..errors import describe
-from ..handlers import requests_to_cancel
 from ..lifetime import handling_signals, is_main_task, run_until_stopped
+from ..loop.handlers import requests_to_cancel
 from ..shard import check_options
 from ..words import Secret
 from ._botpy_life import Life, known_gateway, started_now, tell

@@ -15,7 +15,7 @@ import httpx
 from httpx_ws import AsyncWebSocketSession, HTTPXWSException, WebSocketDisconnect, aconnect_ws
 
 from ..logs import say
-from ..proxies import proxy_for
+from ..net.proxies import proxy_for
 from ..shard import MAX_FRAME_BYTES
 
 _READ = 65_536  # bytes; httpx-ws' own default

@@ -20,8 +20,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as _Connect
 from websockets.exceptions import ConnectionClosed
 
-from ..network import dial
-from ..proxies import proxy_for
+from ..net.network import dial
+from ..net.proxies import proxy_for
 from ..shard import MAX_FRAME_BYTES
 
 _LINGER = 0.05  # seconds for our answer to a close frame to leave; our choice

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from .words import MASK, Secret
+from ..words import MASK, Secret
 
 _SCHEMES = {"ws": "http", "wss": "https"}
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
-from .storages import FileStorage, Storage, foreign
-from .storages.holders import held_in_words
-from .storages.places import LEFT_OVER, open_to_others
+from ..judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
+from ..storages import FileStorage, Storage, foreign
+from ..storages.holders import held_in_words
+from ..storages.places import LEFT_OVER, open_to_others
 
 Level = Literal["ok", "note", "problem"]
 

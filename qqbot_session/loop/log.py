@@ -14,9 +14,9 @@ import logging
 import time
 from typing import Any, Literal
 
-from .errors import GatewayProtocolError, describe
-from .gateway import CloseRule, Dispatch, Event, Next, Ready, Refusal, Resumed
-from .logs import LOG, say
+from ..errors import GatewayProtocolError, describe
+from ..gateway import CloseRule, Dispatch, Event, Next, Ready, Refusal, Resumed
+from ..logs import LOG, say
 
 _QUIET = 60.0  # seconds between two lines about skipped frames
 _LEVELS = {Next.IDENTIFY: logging.WARNING, Next.STOP: logging.ERROR}

@@ -23,13 +23,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from ..errors import ApiError, GatewayRefusedError, describe
+from ..integrations.aiohttp import AiohttpSocket
+from ..logs import say
+from ..pace import Pace, count
+from ..words import shown
 from .api import NO_ANSWER, Api, back_off, now
-from .errors import ApiError, GatewayRefusedError, describe
 from .http import Http
-from .integrations.aiohttp import AiohttpSocket
-from .logs import say
-from .pace import Pace, count
-from .words import shown
 
 Shard: TypeAlias = tuple[int, int]
 

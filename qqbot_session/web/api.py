@@ -20,10 +20,10 @@ from typing import Any
 
 import aiohttp
 
-from .errors import ApiError, GatewayRefusedError, describe
+from ..errors import ApiError, GatewayRefusedError, describe
+from ..logs import say
+from ..words import Secret
 from .http import Answer, Http
-from .logs import say
-from .words import Secret
 
 _HTTP_WAIT = 30.0  # seconds for a call by the bot; all of these are our choice
 _TOKEN_WAIT = 8.0  # seconds; less than the runner waits, so that the log names the error

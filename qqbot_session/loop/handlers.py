@@ -19,10 +19,10 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from .answers import handle_whole
-from .gateway import Dispatch, GatewaySession
-from .guard import begin
-from .shard_log import ShardLog
+from ..answers import handle_whole
+from ..gateway import Dispatch, GatewaySession
+from ..guard import begin
+from .log import ShardLog
 
 _GOODBYE = 2.0  # seconds for a cancelled handler to end; these are our choice
 _CROWD = 2000  # handlers in flight that are worth a warning

@@ -24,11 +24,11 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from .errors import ApiError
-from .integrations.aiohttp import AiohttpSocket, connect
-from .network import look_up
-from .proxies import aiohttp_options, proxy_for
-from .words import MASK, shown, without
+from ..errors import ApiError
+from ..integrations.aiohttp import AiohttpSocket, connect
+from ..net.network import look_up
+from ..net.proxies import aiohttp_options, proxy_for
+from ..words import MASK, shown, without
 
 MAX_BODY = 1024 * 1024
 """The most bytes of an answer that are read; a longer answer is an error."""

@@ -1,0 +1,1 @@
+"""Names, addresses and proxies: how everything of a bot gets out of its machine."""

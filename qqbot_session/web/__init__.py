@@ -1,0 +1,1 @@
+"""QQ's HTTP side: calls that protect secrets, the token, the API, the way to the gateway."""
