@@ -16,8 +16,9 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import Context
+from itertools import islice
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ TASK_NAME = "qqbot_session:"
 
 _PIECE = 500  # accounts: what is done to one takes a microsecond or two
 _STORAGE = f"{TASK_NAME}storage"
+_MOST_LAYERS = 100  # of a decorated handler; some objects have every attribute
 _PATIENCE = 2.0  # seconds that closing goes on after its cancellation
 
 _T = TypeVar("_T")
@@ -53,8 +55,8 @@ def call_hook(name: str, hook: Callable[[_T], object], details: _T) -> None:
 def check_handler(name: str, handler: object, *arguments: str) -> None:
     """Check that a handler accepts these arguments and is a coroutine function.
 
-    Anything that cannot be checked passes: objects with a `__call__`, functions not written in
-    Python, and lambdas, which may return a coroutine.
+    Anything that cannot be checked passes: functions not written in Python, lambdas, and functions
+    that take `*args`, such as a decorator's, because what they return may be a coroutine.
 
     Raises:
         TypeError: it does not; the error shows the right signature.
@@ -68,17 +70,51 @@ def check_handler(name: str, handler: object, *arguments: str) -> None:
     if not callable(handler) or isinstance(handler, type):
         raise TypeError(f"{name} must be {right}, not {handler!r:.100}")
     try:
-        inspect.signature(handler).bind(*arguments)
-    except ValueError:  # it has none
+        _bind(handler, arguments)
+    except ValueError:  # it has no signature
         return
     except TypeError as error:
         raise TypeError(f"{name} must be {right}: {handler!r:.100}: {error}") from None
-    function = inspect.unwrap(handler)
-    while isinstance(function, functools.partial):
-        function = inspect.unwrap(function.func)
-    plain = inspect.isfunction(function) or inspect.ismethod(function)
-    if plain and function.__name__ != "<lambda>" and not inspect.iscoroutinefunction(function):
+    if not _may_be_async(handler):
         raise TypeError(f"{name} must be {right}; {handler!r:.100} is not async")
+
+
+def _bind(handler: Callable[..., object], arguments: Sequence[str]) -> None:
+    """Raise `TypeError` unless the handler can be called with these arguments."""
+    own = inspect.signature(handler, follow_wrapped=False)
+    own.bind(*arguments)
+    if _takes_any(own):  # a decorator's, which may add arguments to those that it passes on
+        inspect.signature(handler).bind_partial(*arguments)
+
+
+def _may_be_async(handler: object) -> bool:
+    layers = list(islice(_layers(handler), _MOST_LAYERS))
+    last: Any = layers[-1]
+    if any(map(inspect.iscoroutinefunction, layers)):
+        return True
+    if not (inspect.isfunction(last) or inspect.ismethod(last)):
+        return not isinstance(last, type)
+    if inspect.isgeneratorfunction(last) or inspect.isasyncgenfunction(last):
+        return False
+    return last.__name__ == "<lambda>" or _takes_any(inspect.signature(last))
+
+
+def _layers(handler: Any) -> Iterator[object]:
+    """Yield the handler, what it wraps, what that wraps, and so on."""
+    while True:
+        yield handler
+        if isinstance(handler, functools.partial):
+            handler = handler.func
+        elif hasattr(handler, "__wrapped__"):
+            handler = handler.__wrapped__
+        elif isinstance(handler, type) or inspect.isroutine(handler):
+            return
+        else:
+            handler = type(handler).__call__
+
+
+def _takes_any(signature: inspect.Signature) -> bool:
+    return any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values())
 
 
 def read_clock(clock: Callable[[], float]) -> float:

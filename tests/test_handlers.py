@@ -56,6 +56,35 @@ def decorated(*arguments: Any) -> Awaitable[None]:
     return right(*arguments)
 
 
+def decorator(function: Any) -> Any:
+    async def wrapper(*arguments: Any) -> Any:
+        return await function(*arguments, 1)
+
+    return functools.wraps(function)(wrapper)
+
+
+def bare_decorator(function: Any) -> Any:
+    def wrapper(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return wrapper
+
+
+def in_thread(function: Any) -> Any:
+    async def wrapper(event: object, bot: object) -> None: ...
+
+    return functools.wraps(function)(wrapper)
+
+
+class Called:
+    def __call__(self, event: object, bot: object) -> None: ...
+
+
+class Generates:
+    async def __call__(self, event: object, bot: object) -> Any:
+        yield event
+
+
 def name_of(value: object) -> str:
     return getattr(value, "__qualname__", type(value).__name__)
 
@@ -70,10 +99,17 @@ GOOD = [
     functools.partial(with_more, more=1),
     functools.partial(too_many, None),
     lambda event, bot: right(event, bot),
+    functools.partial(Bot()),
+    decorator(too_many),
+    bare_decorator(right),
+    in_thread(not_async),
+    in_thread(too_few),
     AsyncMock(),
     MagicMock(),
 ]
 BAD = [too_few, too_many, by_name, generator, not_async, Bot, None, 1, "handle", Bot.handle]
+BAD += [Called(), Generates(), functools.partial(Bot), functools.partial(Called())]
+BAD += [decorator(too_few), functools.wraps(generator)(bare_decorator(generator))]
 
 
 @pytest.mark.parametrize("handler", GOOD, ids=name_of)
