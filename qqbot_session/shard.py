@@ -395,6 +395,7 @@ class ShardRunner:
             self._health["connected_since"] = now
             self._log.session(event)
             self._handlers.replay_ended()
+            self._write_first = isinstance(event, Ready)  # its first event may kill this process
         elif isinstance(event, Hello):
             self._greeted(event)
 

@@ -107,6 +107,27 @@ async def test_a_process_that_ends_in_order_accuses_nobody() -> None:
         assert b"deaths" not in record
 
 
+async def test_a_session_is_on_storage_before_its_first_event_is_read() -> None:
+    # promise 30: else a first event that kills at once takes the session with it
+    storage = MemoryStorage()
+    seen: list[bytes] = []
+    async with AsyncSessionStore(storage) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1))
+
+        async def look(event: Dispatch) -> None:
+            seen.append(await storage.read(ACCOUNT) or b"")
+
+        world.work = look
+        line = await world.line()
+        line.hello()
+        line.ready()
+        line.event(2)
+        await asyncio.sleep(0.01)
+        assert seen
+        assert b'"sessionId":"' in seen[0].replace(b" ", b"")
+        await world.stop()
+
+
 @pytest.mark.parametrize("resumed_at", [0.1, None])
 async def test_a_replay_is_on_storage_before_its_first_handler_starts_and_costs_one_write(
     resumed_at: float | None,

@@ -202,6 +202,32 @@ async def test_a_refused_token_is_renewed_once_and_the_call_made_again(
     assert (error.code, asked) == (code, 2)
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"code": "-1"}', -1),
+        (b'{"code": 11253.0}', 11253),
+        (b'{"err_code": 40034028, "message": "no"}', 40034028),
+        (b'\xef\xbb\xbf{"code": 11253}', 11253),
+        (b'{"code": ' + b"9" * 5000 + b"}", None),
+        (b"<!DOCTYPE html><p>Log in</p>", None),
+    ],
+)
+async def test_an_error_in_another_shape_is_an_error_too(body: bytes, code: int | None) -> None:
+    error, asked = await ask(answers("200 OK", body))
+    assert (error.status, error.code, asked) == (200, code, 1)
+
+
+@pytest.mark.parametrize("code", [b"0", b'"0"', b'""', b'"as-you-like"'])
+async def test_an_answer_without_an_error_s_code_is_read_whatever_its_numbers(
+    http: Http, code: bytes
+) -> None:
+    async with endpoint(answers("200 OK", b'{"code": %s, "n": %s}' % (code, b"9" * 5000))) as there:
+        answer = await http.call("GET", there.url, wait=5)
+    assert not answer.is_error
+    assert answer.value["n"] == float("inf")
+
+
 # The way
 
 
@@ -217,6 +243,49 @@ def test_the_environment_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> Non
         assert proxy_for(f"wss://{host}/") is None
     for host in ("11.1.2.3", "[fe00::1]", "qq.com"):
         assert proxy_for(f"wss://{host}/") is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "*",
+        "qq.com",
+        ".qq.com",
+        "*.qq.com",
+        "qq.com.",
+        "API.bot.qq.com",
+        "api.bot.qq.com:443",
+        "a.b qq.com",
+        " qq.com , x",
+    ],
+)
+def test_a_domain_of_no_proxy_stands_for_everything_below_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", " http://secure:1 ")
+    monkeypatch.setenv("NO_PROXY", name)
+    assert proxy_for("wss://api.bot.qq.com/websocket/") is None
+    assert (proxy_for("https://notqq.com/") is None) is (name == "*")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("::1", "https://[::1]:8443/"),
+        ("[::1]", "https://[::1]/"),
+        ("[::1]:8443", "https://[::1]:8443/"),
+        ("10.2.3.4", "https://10.2.3.4:8443/"),
+        ("10.2.3.4:443", "https://10.2.3.4/"),
+    ],
+)
+def test_an_address_in_no_proxy_may_have_a_port(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://secure:1")
+    monkeypatch.setenv("NO_PROXY", name)
+    assert proxy_for(url) is None
+    assert proxy_for("https://[::2]:1/") is not None
+    assert (proxy_for("https://10.2.3.4:1/") is None) is (name == "10.2.3.4")
 
 
 @pytest.mark.parametrize(

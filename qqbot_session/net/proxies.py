@@ -3,8 +3,9 @@
 Rules:
 
 * `HTTPS_PROXY` applies to `https://` and `wss://`, `HTTP_PROXY` to `http://` and `ws://`, and
-  `NO_PROXY` lists exceptions, read as `urllib` reads them, in upper or lower case. A network in
-  `NO_PROXY`, such as `10.0.0.0/8`, works too.
+  `NO_PROXY` lists exceptions, in upper or lower case, with commas or spaces between them: `*`, a
+  domain with everything below it (`qq.com`, `.qq.com` or `*.qq.com`), an address, a network such as
+  `10.0.0.0/8`, or one of these with a port.
 * A proxy given as an argument applies to everything.
 * A proxy's address may contain a password, so it is a `Secret`.
 """
@@ -17,11 +18,12 @@ from base64 import b64encode
 from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import getproxies_environment, proxy_bypass
+from urllib.request import getproxies_environment
 
 from ..words import MASK, Secret
 
 _SCHEMES = {"ws": "http", "wss": "https"}
+_PORTS = {"http": 80, "https": 443}
 
 
 def proxy_for(url: str) -> Secret | None:
@@ -35,24 +37,26 @@ def proxy_for(url: str) -> Secret | None:
     if not any(os.environ.get(name) for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")):
         return None  # as nearly always; to read the whole environment takes longer than a socket
     proxies = getproxies_environment()
-    proxy = proxies.get(scheme)
-    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    if _is_in_network(parts.hostname or "", proxies.get("no", "")):
+    proxy = proxies.get(scheme, "").strip()
+    host, port = parts.hostname or "", parts.port or _PORTS.get(scheme)
+    exceptions = proxies.get("no", "").lower().replace(",", " ").split()
+    if not proxy or any(_is_excepted(host.rstrip("."), port, name) for name in exceptions):
         return None
     if "://" not in proxy:  # as curl takes it
         proxy = f"http://{proxy}"
     return check_proxy(f"{scheme.upper()}_PROXY", proxy)
 
 
-def _is_in_network(host: str, networks: str) -> bool:
-    with contextlib.suppress(ValueError):  # a name is no address
-        address = ip_address(host)
-        for name in networks.split(","):
-            with contextlib.suppress(ValueError):
-                if "/" in name and address in ip_network(name.strip(), strict=False):
-                    return True
-    return False
+def _is_excepted(host: str, port: int | None, name: str) -> bool:
+    """Whether a name in `NO_PROXY` stands for this host."""
+    before, _, after = name.rpartition(":")
+    if after.isdecimal() and (before.endswith("]") or ":" not in before):
+        return int(after) == port and _is_excepted(host, port, before)
+    name = name.strip("[]")
+    with contextlib.suppress(ValueError):  # one of them is a domain
+        return ip_address(host) in ip_network(name, strict=False)
+    domain = name.removeprefix("*").strip(".")
+    return name == "*" or host == domain or host.endswith(f".{domain}")
 
 
 def check_proxy(name: str, proxy: object) -> Secret:

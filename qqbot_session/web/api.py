@@ -37,7 +37,6 @@ _WRONG_BOT = {
 }
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what fits in a header
 _TOKEN_REFUSED = {401, 11244}  # HTTP status, and QQ's code for the same
-_ACCEPTED = (201, 202)  # done later; the code in such an answer is not an error (error/error.md)
 
 NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError, ApiError)
 """What a call raises when it gets no usable answer."""
@@ -149,7 +148,7 @@ class Api:
             wait=_HTTP_WAIT if wait is None else wait,
             secrets=self.tokens.secrets,
         )
-        if answer.status >= 300 or (answer.status not in _ACCEPTED and answer.code is not None):
+        if answer.is_error:
             raise answer.error()
         return answer.value
 

@@ -14,9 +14,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json as _json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -34,6 +36,8 @@ MAX_BODY = 1024 * 1024
 """The most bytes of an answer that are read; a longer answer is an error."""
 
 _MESSAGE = 200  # characters of an answer's message that are shown
+_ACCEPTED = (201, 202)  # done later; the code in such an answer is not an error (error/error.md)
+_DIGITS = 300  # of an integer that a float can hold; Python reads at most 4300 as an integer
 _LOOKED_AT = 10_000  # characters that are searched for secrets
 _NUMERIC = 4 | 1024  # AI_NUMERICHOST | AI_NUMERICSERV
 _CREDENTIALS = re.compile(  # whatever looks like one, whether or not we know it
@@ -67,21 +71,33 @@ class Answer:
     @property
     def value(self) -> Any:
         """The decoded JSON, whatever the content type; `None` if empty; the text if not JSON."""
-        text = self._body.decode(errors="replace")
+        text = self._body.removeprefix(BOM_UTF8).decode(errors="replace")
         try:
-            return _json.loads(text) if text.strip() else None
+            return _json.loads(text, parse_int=_integer) if text.strip() else None
         except (ValueError, RecursionError):
             return text
 
     @property
     def code(self) -> int | None:
-        """QQ's error code; `None` if there is none, or if it is 0."""
+        """QQ's error code; `None` if there is none, if it is 0, or if no code is that long."""
+        return int(self._code) if 0 < abs(self._code) < 2**53 else None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it says that the call failed; with HTTP 200, a code or a page says so."""
+        if self.status >= 300 or self.status in _ACCEPTED:
+            return self.status >= 300
+        return self._code != 0 or _is_page(self.value)
+
+    @property
+    def _code(self) -> float:
         value = self.value
-        code = value.get("code") if isinstance(value, Mapping) else None
-        if isinstance(code, str) and code.isdecimal() and len(code) < 16:
-            code = int(code)
-        known = isinstance(code, int) and not isinstance(code, bool) and abs(code) < 10**16
-        return (code or None) if known else None
+        fields = value if isinstance(value, Mapping) else {}
+        for code in (fields.get("code"), fields.get("err_code")):
+            with contextlib.suppress(TypeError, ValueError):
+                if not isinstance(code, bool) and (number := float(code)):  # type: ignore[arg-type]
+                    return number
+        return 0.0
 
     def error(self, *, quote: bool = True) -> ApiError:
         """Return the answer as an error.
@@ -215,6 +231,16 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         pass
+
+
+def _integer(text: str) -> int | float:
+    """Return the number; one of very many digits as a float, which may be infinite."""
+    return int(text) if len(text) < _DIGITS else float(text)
+
+
+def _is_page(value: object) -> bool:
+    """Whether it is HTML or XML, from a portal or a proxy on the way."""
+    return isinstance(value, str) and value.lstrip().startswith("<")
 
 
 def bare(error: _Error) -> _Error:
