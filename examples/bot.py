@@ -39,5 +39,5 @@ try:
     asyncio.run(
         run_bot(app_id, secret, intents=1 << 25, handle=handle, api_url=api, token_url=token)
     )
-except GatewayRefusedError as error:  # a wrong secret, a ban: another try is no use
+except GatewayRefusedError as error:  # a wrong secret, a ban: trying again will not help
     sys.exit(str(error))
