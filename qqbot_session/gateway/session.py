@@ -581,8 +581,8 @@ class GatewaySession:
         )
 
 
-class _Handling(AbstractContextManager[None]):
-    """What `GatewaySession.handling` returns; a class, because it is made for every event."""
+class _Handling:
+    """What `GatewaySession.handling` returns; made for every event, so without a base or a dict."""
 
     __slots__ = ("_event", "_gateway")
 

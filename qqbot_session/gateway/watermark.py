@@ -24,9 +24,9 @@ With handlers that run concurrently, that takes two cursors. Pure: no clock, no 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from heapq import heappop, heappush, nsmallest
-from itertools import count
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from itertools import count, islice
 from math import ceil, inf
 
 from ..state import MAX_INTEGER
@@ -72,7 +72,8 @@ class Watermark:
         self._top = -1  # highest number received by this process
         self._open: dict[int, float] = {}  # number -> when to let it go; inf: none has begun it
         self._lowest = -1  # open number, or -1
-        self._heap: list[int] = []  # the open numbers, and some that were
+        self._queue: list[int] = []  # ascending: the open numbers, and some that were
+        self._first = 0  # index in it; what lies before is no longer open
         self._used: dict[int, float] = {}  # seconds held before this delivery, if any
         self._failed: dict[int, None] = {}  # open, but in nobody's hands
         self._runs = _Runs()
@@ -135,8 +136,8 @@ class Watermark:
         """
         if self.received is None or seq > self.received:  # it has no history
             self.received = self._top = seq
+            self._queue.append(seq)  # first: what is open is always in it
             self._open[seq] = inf
-            heappush(self._heap, seq)
             if self._lowest < 0:
                 self._lowest = seq
             return True
@@ -147,8 +148,8 @@ class Watermark:
             self._advance()
             return False
         if self.settled is None or seq > self.settled:
+            insort(self._queue, seq, self._first)
             self._open[seq] = inf
-            heappush(self._heap, seq)
             self._advance()
         return True  # a number at or below the mark is delivered, but never lowers the mark
 
@@ -172,8 +173,8 @@ class Watermark:
         self._runs.add(seq)
         if seq == self._lowest:
             self._advance()
-        elif len(self._heap) > 2 * len(self._open) + MAX_RUNS:
-            self._heap = sorted(self._open)
+        elif len(self._queue) > 2 * len(self._open) + MAX_RUNS:
+            self._queue, self._first = sorted(self._open), 0
 
     def fail(self, seq: int, generation: int) -> None:
         """Note that nobody handles this number any more: if it comes again, it is to be handled."""
@@ -251,9 +252,9 @@ class Watermark:
         if not self._open:
             return []
         running = (
-            seq for seq, until in self._open.items() if until != inf and seq not in self._failed
+            seq for seq in self._ascending() if self._open[seq] != inf and seq not in self._failed
         )
-        return nsmallest(MAX_STORED_HELD, running)
+        return list(dict.fromkeys(islice(running, MAX_STORED_HELD)))
 
     def is_left(self, seq: int) -> bool:
         """Whether a number lies above the mark and was not settled."""
@@ -261,7 +262,12 @@ class Watermark:
 
     def _lowest_numbers(self) -> list[int]:
         """Return the lowest open numbers, and those whose time was restored."""
-        return nsmallest(MAX_STORED_HELD, {*self._open, *self._used})
+        numbers = {*islice(self._ascending(), MAX_STORED_HELD), *self._used}
+        return sorted(numbers)[:MAX_STORED_HELD]
+
+    def _ascending(self) -> Iterator[int]:
+        """Yield the open numbers."""
+        return filter(self._open.__contains__, islice(self._queue, self._first, None))
 
     def _used_by(self, seq: int) -> float:
         until = self._open.get(seq, inf)
@@ -277,15 +283,20 @@ class Watermark:
 
     def _advance(self) -> None:
         """Find the lowest open number, and move the mark below it."""
-        heap, numbers = self._heap, self._open
-        if not numbers:
-            heap.clear()
-        while heap and heap[0] not in numbers:
-            heappop(heap)
-        self._lowest = heap[0] if heap else -1
+        queue, first, numbers = self._queue, self._first, self._open
+        if numbers:
+            while queue[first] not in numbers:
+                first += 1
+            self._lowest, self._first = queue[first], first
+            if first >= MAX_RUNS:
+                self._first = 0
+                del queue[:first]
+        else:
+            self._lowest, self._first = -1, 0
+            queue.clear()
         if self._still:
             return
-        best = self._top if self._lowest < 0 else self._runs.highest_below(self._lowest)
+        best = self._runs.highest_below(self._lowest) if numbers else self._top
         if self.settled is None or best > self.settled:
             self.settled = best if best >= 0 else None
 
@@ -338,8 +349,11 @@ class _Runs:
 
     def highest_below(self, limit: int) -> int:
         """Return the highest number below `limit`, or -1."""
+        highs = self.highs
+        if highs and highs[-1] < limit:
+            return highs[-1]
         after = bisect_left(self.lows, limit)
-        return min(self.highs[after - 1], limit - 1) if after else -1
+        return min(highs[after - 1], limit - 1) if after else -1
 
     def text(self, start: int) -> str:
         first = max(bisect_left(self.highs, start), len(self.highs) - MAX_STORED_RUNS)
