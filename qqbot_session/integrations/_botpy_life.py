@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from botpy import gateway as botpy_gateway
-from botpy import logging as botpy_logging
 from botpy.http import Route
 
 from ..answers import Answers, answers_for, end_of, handler_raised
@@ -32,7 +31,7 @@ _Connect: TypeAlias = Callable[[str], Awaitable[Socket]]
 
 def tell(level: int, text: str, stacklevel: int = 1) -> None:
     """Write a line to botpy's log, and to ours where botpy's console is off (`bot_log=False`)."""
-    logger = botpy_logging.get_logger()
+    logger = logging.getLogger("botpy")  # its get_logger would open the file again
     say(level, "%s", text, logger=logger, stacklevel=stacklevel + 1)
     if not (logger.propagate or LOG.handlers or LOG.level):  # with those, ours has its own lines
         say(level, "%s", text, stacklevel=stacklevel + 1)
