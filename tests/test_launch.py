@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qqbot_session import launch
+from qqbot_session.answers import Answers, handle_whole
+from qqbot_session.gateway import Dispatch
+from qqbot_session.launch import nanobot, wrapping
 
 ROOT = Path(__file__).parent.parent
 
@@ -203,3 +208,32 @@ def test_check_says_which_frameworks_of_this_python_would_resume() -> None:
     assert result.stdout
     expected = "resumes" in result.stdout
     assert result.returncode == (0 if expected else 1)
+
+
+async def test_nanobots_restart_counts_as_handled_and_comes_after_the_lines_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    answers = Answers()
+
+    async def queue(_: Dispatch) -> None:
+        """Return at once, as nanobot's handlers do."""
+
+    async def end() -> None:
+        await handled  # else the end would wait for its answer, and it would come again
+        order.append("lines")
+
+    async def restart(context: object) -> str:
+        order.append("restart")
+        return f"Restarting {context.msg.metadata['message_id']}"  # type: ignore[attr-defined]
+
+    event = Dispatch("C2C_MESSAGE_CREATE", 2, {"id": "M1"})
+    handled = asyncio.create_task(handle_whole(answers.awaited(queue), event))
+    await asyncio.sleep(0)
+    client = type("Client", (), {"_qqbot_until": answers, "_qqbot_end": staticmethod(end)})()
+    monkeypatch.setattr(wrapping, "CLIENTS", {client})
+    builtin = SimpleNamespace(cmd_restart=restart)
+    nanobot.wrap(builtin)
+    context = SimpleNamespace(msg=SimpleNamespace(metadata={"message_id": "M1"}))
+    assert await builtin.cmd_restart(context) == "Restarting M1"
+    assert order == ["lines", "restart"]

@@ -220,13 +220,16 @@ class SessionMixin(botpy.Client):
 
         Called by a handler, it does not wait for the handlers.
         """
+        await self._qqbot_end()
+        await super().close()
+
+    async def _qqbot_end(self) -> None:
         life = self._qqbot_life
         if life is not None and not life.done():
             if not life.cancelling():  # else the grace would end
                 life.cancel()
             if not being_handled():
                 await asyncio.wait([life])
-        await super().close()
 
     async def _bot_login(self, token: Any, *args: Any, **kwargs: Any) -> None:
         ask = self.api.get_ws_url

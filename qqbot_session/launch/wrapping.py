@@ -31,6 +31,9 @@ QUEUES: Mapping[str, Mapping[str, Any]] = {
 """The top-level packages of applications whose handlers return before anybody reads the message,
 and the arguments of `Answers` for each."""
 
+CLIENTS: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The botpy clients that were made to resume."""
+
 
 def wrap_botpy(botpy: ModuleType) -> None:
     """Make every client resume, from its construction on."""
@@ -46,7 +49,7 @@ def wrap_botpy(botpy: ModuleType) -> None:
             botpy.Client.__init__ = construct
             return
         if not isinstance(self, SessionMixin):
-            remember(self, _storage(), until=_until(type(self)))
+            CLIENTS.add(remember(self, _storage(), until=_until(type(self))))
 
     botpy.Client.__init__ = constructed
 
@@ -72,6 +75,13 @@ def wrap_langbot(module: ModuleType) -> None:
     from . import langbot
 
     langbot.wrap(module)
+
+
+def wrap_nanobot(module: ModuleType) -> None:
+    """Let nanobot's own restart stop in order."""
+    from . import nanobot
+
+    nanobot.wrap(module)
 
 
 def wrap_hermes(module: ModuleType) -> None:

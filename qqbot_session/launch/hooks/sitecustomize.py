@@ -25,6 +25,7 @@ FRAMEWORKS = {  # the module whose import is waited for: the function of `wrappi
     "botpy": "wrap_botpy",
     "nonebot.adapters.qq": "wrap_nonebot",
     "qqbot_agent_sdk": "wrap_agent_sdk",
+    "nanobot.command.builtin": "wrap_nanobot",
     "langbot.libs.qq_official_api.api": "wrap_langbot",
     "gateway.platforms.qqbot.adapter": "wrap_hermes",
 }
