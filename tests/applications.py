@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -165,14 +165,16 @@ def _change_import(setting: Setting) -> None:
 
 
 _NB = "nonebot2[aiohttp]>=2.4.3"
+_ASTRBOT = Application(
+    ("AstrBot==4.29.3",),
+    ("astrbot", "run"),
+    _set_up_astrbot,
+    write_line=_install_plugin,
+    restart=_ask_astrbot,
+)
 APPLICATIONS = {
-    "astrbot": Application(
-        ("AstrBot==4.29.3",),
-        ("astrbot", "run"),
-        _set_up_astrbot,
-        write_line=_install_plugin,
-        restart=_ask_astrbot,
-    ),
+    "astrbot": _ASTRBOT,
+    "astrbot-4.5.8": replace(_ASTRBOT, requirements=("AstrBot==4.5.8",)),  # the plugin's oldest
     "nanobot": Application(
         ("nanobot-ai==0.3.5", "qq-botpy==1.2.1"),
         ("nanobot", "gateway"),
@@ -349,7 +351,8 @@ async def _llm(longest: float) -> AsyncIterator[str]:
     async def complete(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         asked = [message for message in body["messages"] if message["role"] == "user"]
-        numbers = re.findall(r"\bm (\d+)\b", json.dumps(asked))  # of one chat, so all the same
+        texts = json.dumps(asked).replace("\\n", " ")
+        numbers = re.findall(r"\bm (\d+)\b", texts)  # of one chat, so all the same
         text = f"answer {numbers[-1]}" if numbers else "hello"
         await asyncio.sleep(random.uniform(0, longest))
         return await _stream(request, text) if body.get("stream") else _whole(text)

