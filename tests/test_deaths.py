@@ -107,6 +107,34 @@ async def test_a_process_that_ends_in_order_accuses_nobody() -> None:
         assert b"deaths" not in record
 
 
+async def test_a_process_that_is_killed_while_it_stops_accuses_nobody() -> None:
+    """PM2 kills after 1.6 s what it has sent a SIGINT: slow handlers are no killers."""
+    # promise 30
+    record = None
+    for life in range(5):
+        storage = MemoryStorage()
+        if record is not None:
+            await storage.commit({ACCOUNT: record})
+        async with AsyncSessionStore(storage) as store:
+            world = World(store, await open_gateway(store, "102000000", intents=1), grace=60.0)
+            world.work = lambda event: asyncio.Event().wait()
+            line = await world.line()
+            line.hello()
+            await settle()
+            if life == 0:
+                line.ready()
+            for seq in (2, 3):
+                line.event(seq)
+            if life > 0:
+                line.say(op=0, s=4, t="RESUMED", d="")
+            await asyncio.sleep(10)
+            stopping = asyncio.create_task(world.stop())
+            await asyncio.sleep(1.6)
+            record = await storage.read(ACCOUNT) or b""  # as it is when the SIGKILL comes
+            assert b"deaths" not in record
+            await stopping
+
+
 async def test_a_session_is_on_storage_before_its_first_event_is_read() -> None:
     # promise 30: else a first event that kills at once takes the session with it
     storage = MemoryStorage()

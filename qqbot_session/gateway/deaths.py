@@ -4,6 +4,7 @@ Rules:
 
 * An event that was begun in `MAX_DEATHS` processes, each of which died before it had ended, is let
   go: it would kill the next one, too, and take the events behind it along.
+* A process that stops in order accuses none, even if a supervisor kills it before it has stopped.
 * The record names the events that are begun. Those that it still names at the next start were begun
   when the process died, or were killed with it.
 * No write precedes the handler of a new event, so one that kills at once is not named the first

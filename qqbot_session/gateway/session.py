@@ -161,7 +161,7 @@ class GatewaySession:
         self._earlier: tuple[int, ...] = ()  # the sessions before this one
         self._recent = RecentEvents(remember_events or 0)
         self._deaths = Deaths()
-        self._ended = False  # whether nothing is begun any more, because the process ends
+        self._ended = False  # whether the process is stopping in order
         self._in_hand: dict[str, int] = {}  # number by name, of this session's unsettled events
         self._back_off = BackOff(jitter)
         self._refusals = 0  # Identifies in a row answered with op 9
@@ -265,7 +265,8 @@ class GatewaySession:
         they do not fit.
         """
         above, held = self._watermark.above(), self._watermark.held()
-        deaths = self._deaths.text(self._watermark.begun(), self._watermark.is_left)
+        begun = () if self._ended else self._watermark.begun()
+        deaths = self._deaths.text(begun, self._watermark.is_left)
         rest = (deaths, self._ended, self._back_off.full_at, self._refusal, self._silent)
         key = (self.turn, self.settled, above, held, self._recent.changes, *rest)
         if key != self._key:
@@ -317,11 +318,11 @@ class GatewaySession:
             self._in_hand.pop(event.name, None)
             self._recent.add(event.name)
 
-    def ended(self) -> None:
-        """Note that the process is stopping in order: every event was settled or failed.
+    def ending(self) -> None:
+        """Note that the process is stopping in order, before its handlers get their grace.
 
         Otherwise the events that the next process's Resume brings count as begun in this one, as
-        if it had died.
+        if it had died. What kills it from now on is a supervisor that waits no longer.
         """
         self._ended = True
 

@@ -100,13 +100,13 @@ class Handlers:
         for events in (self._held, self._waiting):
             while events:  # else a later `run` would take them for events that a handler has
                 self._gateway.fail(events.popleft())
+        self._gateway.ending()
+        self._record()
         try:
             if self._running:
                 await asyncio.wait(self._running, timeout=self._grace)
         finally:
             await self._cancel_late()
-            if not self._running:
-                self._gateway.ended()
 
     async def _cancel_late(self) -> None:
         if late := set(self._running):
