@@ -3,8 +3,8 @@
     python -m benchmarks [--quick] [--disk DIRECTORY] [QUESTION ...]
 
 Every question runs in a process of its own. With some questions named nothing is written but the
-plot, by `growth`, and with `--quick` not even that. Where the disk has no journal, root measures
-on an ext4 with a journal that is made in a file on it.
+plots, by `growth` and `lines`, and with `--quick` not even those. Where the disk has no journal,
+root measures on an ext4 with a journal that is made in a file on it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ QUESTIONS = (
     "import_time",
     "loops",
     "growth",
+    "lines",
     "peers",
     "frameworks",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
+
+_PLOTS = {
+    "growth": "\n![Cost per account from 1 to 100,000 accounts](growth.svg)\n",
+    "lines": "\n![Cost per line from 100 to 3,000 lines](lines.svg)\n",
+}
 
 _HEAD = """\
 # Measured
@@ -93,10 +99,9 @@ def _ask(question: str, settings: Settings) -> list[Row]:
 def _section(question: str, rows: list[Row]) -> str:
     module = importlib.import_module(f"benchmarks.{question}")
     show = getattr(module, "table", table)
-    plot = "\n![Cost per account from 1 to 100,000 accounts](growth.svg)\n"
     return (
         f"## {question}.py\n\n{(module.__doc__ or '').strip()}\n\n{show(rows)}\n"
-        f"{plot if question == 'growth' else ''}"
+        f"{_PLOTS.get(question, '')}"
     )
 
 

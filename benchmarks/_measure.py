@@ -38,7 +38,10 @@ from pathlib import Path
 
 from qqbot_session import SessionState
 
-PEERS = ("aiofiles", "qq-botpy-sdk", "qqbot-agent-sdk", "aiosqlite", "diskcache", "redis", "uvloop")
+PEERS = (
+    *("aiofiles", "qq-botpy-sdk", "qqbot-agent-sdk", "aiosqlite", "diskcache", "redis", "uvloop"),
+    *("aiohttp", "websockets"),
+)
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NOTHING = "\N{EN DASH}"  # in an empty cell

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Show the plot of the newest measurement."""
-    plot = str(ROOT / "benchmarks" / "growth.svg")
-    files.append(File.generated(config, "assets/growth.svg", abs_src_path=plot))
+    """Show the plots of the newest measurement."""
+    for plot in (ROOT / "benchmarks").glob("*.svg"):
+        files.append(File.generated(config, f"assets/{plot.name}", abs_src_path=str(plot)))
     return files
 
 

@@ -117,6 +117,51 @@ async def test_threads_that_are_all_busy_hold_up_no_look_up() -> None:
         await asyncio.gather(*busy)
 
 
+async def test_lines_that_look_up_the_same_name_at_once_share_a_look_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    free = threading.Event()
+
+    def slow(*arguments: object) -> list[network.Address]:
+        asked.append(arguments)
+        free.wait(5)
+        return [stream(("127.0.0.1", 1))]
+
+    monkeypatch.setattr(network, "_look_up", slow)
+    lines = [asyncio.create_task(look_up("qq.test", 80)) for _ in range(1000)]
+    await asyncio.sleep(0)
+    lines[0].cancel()  # what one gives up, the others still get
+    free.set()
+    found = await asyncio.gather(*lines[1:])
+    assert asked == [("qq.test", 80, 0)]
+    assert found == [[stream(("127.0.0.1", 1))]] * 999
+    assert await look_up("qq.test", 80)
+    assert len(asked) == 2  # an answer is not kept
+
+
+async def test_a_look_up_that_hangs_does_not_hold_up_those_that_ask_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hang = threading.Event()
+    answers = iter([hang.wait, lambda: None])
+
+    def sometimes(*_: object) -> list[network.Address]:
+        next(answers)()
+        return [stream(("127.0.0.1", 1))]
+
+    monkeypatch.setattr(network, "_look_up", sometimes)
+    monkeypatch.setattr(network, "_SHARED", -1.0)
+    first = asyncio.create_task(look_up("qq.test", 80))
+    await asyncio.sleep(0)
+    try:
+        assert await look_up("qq.test", 80)
+        assert not first.done()
+    finally:
+        hang.set()
+    assert await first
+
+
 async def test_no_thread_to_be_had_is_an_error_of_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,6 +4,8 @@ Rules:
 
 * Each look-up runs in a daemon thread of its own. Handlers that keep the loop's thread pool busy do
   not delay a line, and a hanging resolver does not delay the end of the process.
+* Lines that look up the same name within a second share one look-up while it is under way, so a
+  thousand lines do not start a thousand threads.
 * Connection attempts start a quarter of a second apart and alternate between IPv6 and IPv4
   (RFC 8305, Happy Eyeballs), so a dead address costs no more than that. This works on every event
   loop; uvloop's `create_connection` cannot do it.
@@ -12,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
 from collections.abc import Sequence
@@ -22,7 +23,13 @@ from typing import Any, TypeAlias
 Address: TypeAlias = tuple[Any, ...]
 """As `socket.getaddrinfo` gives them: family, type, protocol, canonical name, address."""
 
+_Key: TypeAlias = tuple[asyncio.AbstractEventLoop, str, int, int]
+_Answer: TypeAlias = tuple[list[Address], Exception | None]
+
+_SHARED = 1.0  # seconds for which a look-up serves others that ask; our choice
 _HEAD_START = 0.25  # seconds between two attempts (RFC 8305, section 5)
+
+_under_way: dict[_Key, tuple[float, asyncio.Future[_Answer]]] = {}  # since when, by the loop
 
 
 async def look_up(host: str, port: int, family: int = 0) -> list[Address]:
@@ -35,29 +42,43 @@ async def look_up(host: str, port: int, family: int = 0) -> list[Address]:
         OSError: none can be found.
     """
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[Address]] = loop.create_future()
+    key = (loop, host, port, family)
+    began, found = _under_way.get(key, (0.0, None))
+    if found is None or loop.time() > began + _SHARED:
+        found = _ask(key)
+        _under_way[key] = loop.time(), found
+    addresses, error = await asyncio.shield(found)  # others may wait for it, too
+    if error is not None:
+        raise error.with_traceback(None)
+    return list(addresses)
+
+
+def _ask(key: _Key) -> asyncio.Future[_Answer]:
+    """Start a look-up; the answer is what was found, and the error."""
+    loop, host, port, family = key
+    found: asyncio.Future[_Answer] = loop.create_future()
 
     def work() -> None:
         try:
-            addresses, error = _look_up(host, port, family), None
+            answer: _Answer = _look_up(host, port, family), None
         except Exception as failure:  # noqa: BLE001 - raised where it is awaited
-            addresses, error = [], failure
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(tell, addresses, error)
+            answer = [], failure
+        try:
+            loop.call_soon_threadsafe(tell, answer)
+        except RuntimeError:  # the loop is closed: nobody waits
+            _under_way.pop(key, None)
 
-    def tell(addresses: list[Address], error: Exception | None) -> None:
-        if found.done():  # nobody waits any more
-            return
-        if error is None:
-            found.set_result(addresses)
-        else:
-            found.set_exception(error)
+    def tell(answer: _Answer) -> None:
+        if _under_way.get(key, (0.0, None))[1] is found:
+            del _under_way[key]
+        if not found.done():
+            found.set_result(answer)
 
     try:
         threading.Thread(target=work, name="qqbot_session:look_up", daemon=True).start()
     except RuntimeError as error:  # no thread to be had
         raise OSError(f"cannot look up {host}: {error}") from error
-    return await found
+    return found
 
 
 async def dial(host: str, port: int) -> socket.socket:
