@@ -1,14 +1,13 @@
-"""`qqbot-session run -- COMMAND`: a bot that somebody else wrote resumes, unchanged.
+"""`qqbot-session run -- COMMAND`: makes the bots of any program resume, unchanged.
 
     qqbot-session --storage sessions run -- python main.py
 
 Rules:
 
 * The command replaces this process: signals, standard streams and the exit code are its own.
-* What reaches the program is two environment variables. PYTHONPATH gains the folder `hooks`, whose
-  `sitecustomize` waits for the frameworks' imports; QQBOT_SESSION_STORAGE says where the sessions
-  are kept, and without it nothing is wrapped. Children, and a program that starts itself anew,
-  inherit both.
+* Two environment variables do the work. PYTHONPATH gains the folder `hooks`, whose `sitecustomize`
+  waits until a framework is imported; QQBOT_SESSION_STORAGE says where the sessions are kept, and
+  without it nothing is wrapped. Child processes, and a program that restarts itself, inherit both.
 * qqbot_session must be installed in the Python that runs the program.
 """
 
@@ -22,15 +21,15 @@ from typing import NoReturn
 
 VARIABLE = "QQBOT_SESSION_STORAGE"
 HOOKS = Path(__file__).with_name("hooks")
-"""The folder that PYTHONPATH needs; also for images that set the variables themselves."""
+"""The folder to put on PYTHONPATH; images that set the variables themselves need it, too."""
 
 
 def environment(storage: str, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment in which a program's bots resume.
 
     Args:
-        storage: a directory, `sqlite:PATH`, `redis://…`. What is relative is taken from here, so
-            that a program that changes its directory keeps one place.
+        storage: a directory, `sqlite:PATH` or `redis://…`. A relative path is resolved here, so
+            that it stays the same when the program changes its directory.
         base: the environment to add to.
     """
     paths = [path for path in base.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -40,7 +39,7 @@ def environment(storage: str, base: Mapping[str, str] = os.environ) -> dict[str,
 
 
 def run(command: Sequence[str], storage: str) -> NoReturn:
-    """Replace this process by the command, in that environment.
+    """Replace this process with the command, in the environment that `environment` returns.
 
     Args:
         command: the program, looked up on PATH, and its arguments.
@@ -63,7 +62,7 @@ def say(text: str) -> None:
 
 
 def _wait_for(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the command as a child, to which the console gives every Ctrl-C as well."""
+    """Run the command as a child process. It gets every Ctrl-C from the console itself."""
     import signal
     import subprocess
 

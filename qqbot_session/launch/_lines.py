@@ -1,4 +1,4 @@
-"""What the wrapped applications with a loop of their own share: one line, kept up by us."""
+"""What LangBot and hermes-agent share: their connection to the gateway, kept up by our loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import VARIABLE
 
 
 class Telling:
-    """A socket that tells when it is closed."""
+    """A socket that reports when it is closed."""
 
     def __init__(self, socket: Socket, tell: Callable[[], object]) -> None:
         self.send, self.receive = socket.send, socket.receive
@@ -22,7 +22,7 @@ class Telling:
         self._close, self._tell = socket.close, tell
 
     async def close(self, code: int, /) -> int | None:
-        """Close it, and tell so first."""
+        """Report that it closes, then close it."""
         self.closed = True
         self._tell()
         return await self._close(code)
@@ -38,7 +38,7 @@ async def keep_up(
     handle: Callable[[Dispatch], Awaitable[object]],
     observe: Callable[[Event], object],
 ) -> None:
-    """Keep the line of an application's one shard up until cancelled.
+    """Keep the connection of the application's only shard up until cancelled.
 
     Raises:
         GatewayRefusedError: QQ refused the bot.
@@ -59,7 +59,7 @@ def require(owner: Any, names: tuple[str, ...], application: str) -> None:
     """Check that a class has these methods.
 
     Raises:
-        ImportError: it has not, and names them.
+        ImportError: one is missing; the error names it.
     """
     if missing := [name for name in names if not callable(getattr(owner, name, None))]:
         raise ImportError(f"this version of {application} has no {owner.__name__}.{missing[0]}")

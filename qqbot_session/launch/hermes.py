@@ -1,8 +1,9 @@
-"""hermes-agent's own loop (`gateway/platforms/qqbot/adapter.py`, 0.19), replaced by ours.
+"""Puts our gateway loop in the place of hermes-agent's (`gateway.platforms.qqbot.adapter`, 0.19).
 
-hermes-agent 0.19.0 forgets its session when it ends, and notes a number when the event comes. Its
-handlers start a task and return, and while it starts it queues messages once more. So a message
-counts as handled when its answer is out; its notices and typing indicators are none.
+hermes-agent 0.19.0 forgets its session when the process ends, and records a sequence number when
+the event arrives. Its handlers start a task and return, and while it starts up it queues messages
+once more. So a message counts as handled once its answer was sent. Notices and typing indicators
+are no answers.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def wrap(module: ModuleType) -> None:
     """Replace the loop of every adapter.
 
     Raises:
-        ImportError: this version has another shape.
+        ImportError: this version lacks a method that we need.
     """
     adapter = module.QQAdapter
     require(adapter, _NEEDED, "hermes-agent")

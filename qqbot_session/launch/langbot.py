@@ -1,7 +1,7 @@
-"""LangBot's own loop (`QQOfficialClient.connect_gateway`, 4.11), replaced by ours.
+"""Puts our gateway loop in the place of LangBot's (`QQOfficialClient.connect_gateway`, 4.11).
 
-LangBot 4.11.2 forgets its session when it ends, and gives it up at 4009. Its handlers put a message
-into a queue, so a message counts as handled when its answer is out.
+LangBot 4.11.2 forgets its session when the process ends, and discards it after close code 4009. Its
+handlers only put messages into a queue, so a message counts as handled once its answer was sent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def wrap(module: ModuleType) -> None:
     """Replace the loop of every client.
 
     Raises:
-        ImportError: this version has another shape.
+        ImportError: this version lacks a method that we need.
     """
     client = module.QQOfficialClient
     require(client, _NEEDED, "LangBot")
@@ -47,7 +47,7 @@ def wrap(module: ModuleType) -> None:
         on_ready: Callable[[], Any] | None = None,
         on_error: Callable[[Exception], Any] | None = None,
     ) -> None:
-        """Keep the gateway's line up until cancelled, and resume the session."""
+        """Stay connected to the gateway until cancelled, and resume the session."""
         try:
             await _Line(self, on_event, on_ready).run()
         except GatewayRefusedError as error:
@@ -98,7 +98,7 @@ class _Line:
             client._http_client_context = open_http
 
     async def _note_answer(self, response: Any) -> None:
-        """Tell of an answer to a message, as a hook of httpx, which has not read the body yet."""
+        """Note an answer to a message; httpx calls this before it has read the response body."""
         try:
             body = json.loads(response.request.content)
         except ValueError:

@@ -1,9 +1,9 @@
-"""What happens to a framework once a program started by `qqbot-session run` has imported it.
+"""Wraps a framework once a program started by `qqbot-session run` has imported it.
 
 Rules:
 
 * The sessions are kept where QQBOT_SESSION_STORAGE says.
-* What already uses an integration of ours stays as it is.
+* A bot that already uses one of our integrations is left alone.
 * In applications whose handlers only put messages into a queue (`QUEUES`), a message counts as
   handled when its answer is out.
 * An integration is imported as late as possible. If that fails, one line on standard error says
