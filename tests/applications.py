@@ -175,6 +175,7 @@ _ASTRBOT = Application(
 APPLICATIONS = {
     "astrbot": _ASTRBOT,
     "astrbot-4.5.8": replace(_ASTRBOT, requirements=("AstrBot==4.5.8",)),  # the plugin's oldest
+    "astrbot-3.5.27": replace(_ASTRBOT, requirements=("AstrBot==3.5.27",), write_line=None),
     "nanobot": Application(
         ("nanobot-ai==0.3.5", "qq-botpy==1.2.1"),
         ("nanobot", "gateway"),
