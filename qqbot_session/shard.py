@@ -266,6 +266,7 @@ class ShardRunner:
                 await self._wait_for_turn()
             async with asyncio.timeout(_TOKEN_WAIT):
                 token = await self._token(self._refresh_token)
+            self._end_if_asked()
             token = Secret(token) if isinstance(token, str) else token  # no traceback shows it
             self._refresh_token = False
             async with asyncio.timeout(_CONNECT_WAIT):
@@ -312,6 +313,7 @@ class ShardRunner:
         """Send, read and wait, until the line has ended or is to be closed."""
         reading = True
         while reading and connection.close_with is None:
+            self._end_if_asked()
             due = connection.get_timer()
             wake = None if due is None else due - self._epoch
             try:
@@ -349,6 +351,7 @@ class ShardRunner:
             self._take(connection, received)
             if alarm.expired():  # and the socket returned all the same
                 return True
+            self._end_if_asked()
             due = connection.get_timer()
             if due is not None and (rings is None or due - self._epoch < rings):
                 rings = due - self._epoch
@@ -455,6 +458,11 @@ class ShardRunner:
         """
         if requests_to_cancel() > self._cancels:
             raise error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError
+
+    def _end_if_asked(self) -> None:
+        """Raise `CancelledError` if we were cancelled, though what we called returned."""
+        if requests_to_cancel() > self._cancels:
+            raise asyncio.CancelledError
 
 
 def account_id_for(app_id: str, shard: tuple[int, int] = (0, 1), *, sandbox: bool = False) -> str:

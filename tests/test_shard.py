@@ -676,8 +676,16 @@ async def test_pace_is_told_of_a_line_that_never_opened() -> None:
         assert pace.told == ["may I", "ended"]
 
 
-@pytest.mark.parametrize("where", ["before_identify", "token", "connect", "receive", "close"])
-async def test_a_cancellation_that_a_library_turns_into_an_error_ends_run(where: str) -> None:
+ANSWERS = {"token": "T", "connect": Line(), "receive": '{"op": 11}'}
+
+
+@pytest.mark.parametrize("turned_into", ["an error", "an answer"])
+@pytest.mark.parametrize(
+    "where", ["before_identify", "token", "connect", "receive", "send", "close"]
+)
+async def test_a_cancellation_that_a_library_swallows_ends_run(
+    where: str, turned_into: str
+) -> None:
     # promise 20
     reached = asyncio.Event()
 
@@ -686,14 +694,16 @@ async def test_a_cancellation_that_a_library_turns_into_an_error_ends_run(where:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            raise RuntimeError("could not") from None
+            if turned_into == "an error":
+                raise RuntimeError("could not") from None
+        return ANSWERS.get(where)
 
-    options = {} if where in ("receive", "close") else {where: hang}
+    options = {} if where in ("receive", "send", "close") else {where: hang}
     async with a_world(**options) as world:
-        if where in ("receive", "close"):
+        if not options:
             line = await world.up()
             setattr(line, where, hang)
-            line.say(op=7 if where == "close" else 11)
+            line.say(op={"close": 7, "send": 1}.get(where, 11))
         await reached.wait()
         world.task.cancel()
         await asyncio.wait([world.task], timeout=3600)
