@@ -52,17 +52,30 @@ class _Answer:
         self.is_needed = True
 
 
-class _Work:
+class Work:
     """What one event still needs before it is handled; made for every event, so it is small."""
 
     __slots__ = ("answer", "held")
 
     def __init__(self) -> None:
-        self.held: list[asyncio.Future[Any]] | None = []  # `None` = the event is handled
+        """Begin the event that is handled in this context; at its end, set `held` to `None`."""
+        self.held: list[asyncio.Future[Any]] | tuple[()] | None = ()  # a list once there are any
         self.answer: _Answer | None = None
+        _current.set(self)
+
+    async def end(self) -> None:
+        """Wait for all that holds the event open.
+
+        Raises:
+            CancelledError: the event was not handled.
+        """
+        if held := self.held:
+            await end_of(held)
+            for future in held:
+                future.result()
 
 
-_current: ContextVar[_Work] = ContextVar("qqbot_session_event")
+_current: ContextVar[Work] = ContextVar("qqbot_session_event")
 
 
 class Hold:
@@ -140,7 +153,8 @@ def handler_raised() -> None:
     """Say so where a framework swallows it: then nothing holds the event open any more."""
     work = _current.get(None)
     if work is not None and work.held is not None:
-        work.held.clear()
+        if work.held:
+            work.held.clear()
         skip_answer()
 
 
@@ -156,14 +170,11 @@ async def handle_whole(handle: _Handle, event: Dispatch) -> None:
     Raises:
         CancelledError: the event was not handled.
     """
-    work = _Work()
-    _current.set(work)
+    work = Work()
     try:
         await handle(event)
-        if held := work.held:
-            await end_of(held)
-            for future in held:
-                future.result()
+        if work.held:
+            await work.end()
     finally:
         work.held = None
 
@@ -205,7 +216,7 @@ class Answers:
             raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
         self._timeout = timeout
         self._in_handler = in_handler
-        self._waiting: dict[str, _Work] = {}
+        self._waiting: dict[str, Work] = {}
 
     def __repr__(self) -> str:
         return f"<Answers timeout={self._timeout:g} waiting={len(self._waiting)}>"
@@ -224,7 +235,7 @@ class Answers:
 
         return handle_and_wait
 
-    async def _wait(self, work: _Work, message_id: str, handle: _Handle, event: Dispatch) -> None:
+    async def _wait(self, work: Work, message_id: str, handle: _Handle, event: Dispatch) -> None:
         answer = work.answer = _Answer()
         self._waiting[message_id] = work
         try:
@@ -280,6 +291,8 @@ def _held_by(name: str) -> list[asyncio.Future[Any]]:
         raise RuntimeError(f"{name}() holds an event open: call it in the event's handler")
     if work.held is None:
         raise RuntimeError(f"{name}() comes too late: the event has been handled")
+    if isinstance(work.held, tuple):
+        work.held = []
     return work.held
 
 

@@ -24,7 +24,7 @@ With handlers that run concurrently, that takes two cursors. Pure: no clock, no 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import count, islice
 from math import ceil, inf
@@ -148,7 +148,10 @@ class Watermark:
             self._advance()
             return False
         if self.settled is None or seq > self.settled:
-            insort(self._queue, seq, self._first)
+            queue = self._queue
+            index = bisect_left(queue, seq, self._first)
+            if index == len(queue) or queue[index] != seq:  # else it was let go, and is still there
+                queue.insert(index, seq)
             self._open[seq] = inf
             self._advance()
         return True  # a number at or below the mark is delivered, but never lowers the mark
@@ -254,7 +257,7 @@ class Watermark:
         running = (
             seq for seq in self._ascending() if self._open[seq] != inf and seq not in self._failed
         )
-        return list(dict.fromkeys(islice(running, MAX_STORED_HELD)))
+        return list(islice(running, MAX_STORED_HELD))
 
     def is_left(self, seq: int) -> bool:
         """Whether a number lies above the mark and was not settled."""

@@ -19,7 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from ..answers import handle_whole
+from ..answers import Work
 from ..gateway import Dispatch, GatewaySession
 from ..guard import begin
 from .log import ShardLog
@@ -176,9 +176,12 @@ class Handlers:
             self._start(self._waiting.popleft())
 
     async def _work(self, event: Dispatch) -> None:
+        work = Work()
         try:
             with self._gateway.handling(event):
-                await handle_whole(self._handle, event)
+                await self._handle(event)
+                if work.held:
+                    await work.end()
         except asyncio.CancelledError as error:
             if not requests_to_cancel():  # nobody asked: it came out of what the handler awaited
                 text = "was cancelled from within: its event stays open"
@@ -191,6 +194,7 @@ class Handlers:
             if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
                 raise
         finally:
+            work.held = None
             self._record()
 
 
