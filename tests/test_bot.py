@@ -369,6 +369,22 @@ async def test_a_bot_with_a_session_resumes_though_the_address_cannot_be_asked_f
         assert len(qq.identifies) == 1
 
 
+@pytest.mark.parametrize(("status", "code"), [(429, 1), (400, 100001), (200, 100017)])
+async def test_asked_too_often_it_waits_a_minute_however_qq_says_it(
+    status: int, code: int, qq: LocalGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    # promise 21
+    qq.fail("GET", GATEWAY, code, "too often", status=status)
+    task = start(qq)
+    await qq.wait_for(lambda qq: qq.requests[GATEWAY])
+    async with asyncio.timeout(20):
+        while not (told := [r for r in caplog.records if hasattr(r, "qqbot_wait")]):
+            await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.wait([task])
+    assert [r.qqbot_wait for r in told] == [60.0]
+
+
 async def test_a_bot_that_crashes_all_the_time_asks_no_more_often_than_it_may(
     qq: LocalGateway,
 ) -> None:

@@ -498,6 +498,19 @@ def test_doctor_asks_a_server_for_what_would_lose_sessions(run: Run) -> None:
     assert run("list", storage=server.url).code == 3
 
 
+def test_doctor_asks_a_server_with_a_replica_for_what_a_failover_would_lose(run: Run) -> None:
+    pytest.importorskip("redis")
+    with RedisServer(appendonly="yes") as server, RedisServer() as replica:
+        replica.ask("REPLICAOF", "127.0.0.1", str(server.port))
+        end = time.monotonic() + 30
+        while b"state=online" not in bytes(server.ask("INFO", "replication")):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        for least, level in (("0", "note"), ("1", "ok")):
+            server.ask("CONFIG", "SET", "min-replicas-to-write", least)
+            assert levels(run("doctor", "--json", storage=server.url))["replicas"] == {level}
+
+
 def test_doctor_does_not_touch_what_is_no_database(run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("somebody's")
