@@ -378,7 +378,7 @@ async def test_asked_too_often_it_waits_a_minute_however_qq_says_it(
     task = start(qq)
     await qq.wait_for(lambda qq: qq.requests[GATEWAY])
     async with asyncio.timeout(20):
-        while not (told := [r for r in caplog.records if hasattr(r, "qqbot_wait")]):
+        while not (told := [r for r in caplog.records if hasattr(r, "qqbot_wait")]):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     task.cancel()
     await asyncio.wait([task])
