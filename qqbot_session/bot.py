@@ -209,7 +209,7 @@ async def run_bot(
             # Lines and tokens never wait for the bot's own calls.
             http = await stack.enter_async_context(Http(proxy))
             calls = await stack.enter_async_context(Http(proxy, calls=_CALLS))
-            tokens = Tokens(http, app_id, secret, token_url)
+            tokens = await stack.enter_async_context(Tokens(http, app_id, secret, token_url))
             entrance = Entrance(http, Api(http, app_id, api_url, tokens))
             bot = Bot(app_id, Api(calls, app_id, api_url, tokens), answers)
             await stack.enter_async_context(entrance)

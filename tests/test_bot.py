@@ -305,6 +305,19 @@ async def test_a_token_endpoint_that_fails_ends_nothing(
     assert qq.requests[qq.TOKEN] == 4
 
 
+async def test_a_token_endpoint_that_is_slow_is_asked_once_and_waited_for(
+    qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # promise 20
+    monkeypatch.setattr(api_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(api_module, "_FIRST_BACK_OFF", 0.01)
+    qq.latency = 0.5  # of each answer
+    async with running(qq):
+        await say(qq, "hello")
+        await qq.wait_for(lambda qq: qq.sent)
+    assert qq.requests[qq.TOKEN] == 1
+
+
 @pytest.mark.parametrize(
     ("told", "seconds"),
     [("7200", 7200.0), (30, 30.0), (10**30, 86_400.0)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -26,7 +26,8 @@ from ..words import Secret
 from .http import Answer, Http
 
 _HTTP_WAIT = 30.0  # seconds for a call by the bot; all of these are our choice
-_TOKEN_WAIT = 8.0  # seconds; less than the runner waits, so that the log names the error
+_TOKEN_WAIT, _MAX_TOKEN_WAIT = 8.0, 60.0  # seconds for a request, doubling with each failure
+_PATIENCE = 9.0  # seconds; less than the runner waits, so that the log names the error
 _FIRST_BACK_OFF, _MAX_BACK_OFF = 1.0, 30.0  # seconds between two tries, doubling
 _JUST_FETCHED = 5.0  # seconds for which a fresh token serves everyone who asks for one
 _OLD_TOKEN = 60.0  # seconds before a token expires, from when QQ issues a new one (api-use.md)
@@ -43,7 +44,11 @@ NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError, ApiError)
 
 
 class Tokens:
-    """The access token: shared by all shards, renewed in time, and retried with growing pauses."""
+    """The access token: shared by all shards, renewed in time, and retried with growing pauses.
+
+    An async context manager. A slow request goes on when nobody waits any more, and whoever asks
+    next waits for it.
+    """
 
     def __init__(self, http: Http, app_id: str, secret: Secret, url: str) -> None:
         self._http, self._app_id, self._secret, self._url = http, app_id, secret, url
@@ -54,6 +59,15 @@ class Tokens:
         self._failures = 0
         self._try_at = 0.0
         self._error: Exception = RuntimeError("not tried yet")
+        self._request: asyncio.Task[tuple[Secret, float]] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._request is not None:
+            self._request.cancel()
+            await asyncio.wait([self._request])
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
@@ -85,7 +99,7 @@ class Tokens:
 
     async def _try(self, asked: float) -> None:
         try:
-            token, seconds = await self._fetch()
+            token, seconds = await self._fetch_patiently()
         except NO_ANSWER as error:
             self._failures += 1
             self._error = error
@@ -100,11 +114,21 @@ class Tokens:
         self._renew_at = asked + max(seconds - _OLD_TOKEN, seconds / 2)
         self._ends_at = asked + seconds
 
-    async def _fetch(self) -> tuple[Secret, float]:
+    async def _fetch_patiently(self) -> tuple[Secret, float]:
+        if self._request is None:
+            wait = min(_TOKEN_WAIT * 2.0 ** min(self._failures, 16), _MAX_TOKEN_WAIT)
+            self._request = asyncio.create_task(self._fetch(wait), name="qqbot_session:token")
+        await asyncio.wait([self._request], timeout=_PATIENCE)
+        if not self._request.done():
+            raise TimeoutError(f"no answer within {_PATIENCE:g} s, and still waiting")
+        request, self._request = self._request, None
+        return request.result()
+
+    async def _fetch(self, wait: float) -> tuple[Secret, float]:
         """Return a token and its lifetime in seconds (a string in the sample of api-use.md)."""
         body = {"appId": self._app_id, "clientSecret": self._secret}
         answer = await self._http.call(
-            "POST", self._url, json=body, wait=_TOKEN_WAIT, secrets=self.secrets
+            "POST", self._url, json=body, wait=wait, secrets=self.secrets
         )
         if (token := _token(answer)) is not None:
             return token
