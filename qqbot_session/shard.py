@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from . import watch
 from .errors import GatewayProtocolError, GatewayRefusedError, SessionWriteError
@@ -181,7 +181,7 @@ class ShardRunner:
             gateway,
             handle,
             self._log,
-            record=self._note_handled,
+            record=self._record,
             write=self._write,
             concurrency=concurrency,
             grace=grace,
@@ -333,6 +333,7 @@ class ShardRunner:
         it for every event would cost more than all else that the event costs here.
         """
         rings = alarm.when()
+        cancelling = cast("asyncio.Task[object]", asyncio.current_task()).cancelling
         while connection.close_with is None:
             try:
                 if self._write_first:
@@ -351,7 +352,8 @@ class ShardRunner:
             self._take(connection, received)
             if alarm.expired():  # and the socket returned all the same
                 return True
-            self._end_if_asked()
+            if cancelling() > self._cancels:  # likewise
+                raise asyncio.CancelledError
             due = connection.get_timer()
             if due is not None and (rings is None or due - self._epoch < rings):
                 rings = due - self._epoch
@@ -433,9 +435,10 @@ class ShardRunner:
     # Small things
 
     def _record(self) -> None:
-        self._store.record_nowait(self._gateway)
-        if self._ending:  # there may be no time for a window
-            self._store.flush_nowait(self._gateway.account_id)
+        if self._running:  # else it is for a handler that has outlived `run`
+            self._store.record_nowait(self._gateway)
+            if self._ending:  # there may be no time for a window
+                self._store.flush_nowait(self._gateway.account_id)
 
     async def _write(self) -> None:
         """Wait until the account is on storage, but not for long: its writes are retried anyway."""
@@ -443,10 +446,6 @@ class ShardRunner:
         with contextlib.suppress(TimeoutError, SessionWriteError):
             async with asyncio.timeout(_WRITE_WAIT):
                 await self._store.flush(self._gateway.account_id)
-
-    def _note_handled(self) -> None:
-        if self._running:
-            self._record()
 
     def _now(self) -> float:
         return self._epoch + self._clock()

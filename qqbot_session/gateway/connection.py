@@ -117,7 +117,7 @@ class Connection:
     @property
     def close_with(self) -> int | None:
         """The code to close the socket with, now; `None` = go on."""
-        return _CLOSE_CODE if self.stale else self._close_with
+        return self._close_with if self._gateway._connection is self else _CLOSE_CODE
 
     def opened(self, token: str, now: float) -> None:
         """Note that the socket is open. From now on there are frames to send, and a timer.
@@ -367,14 +367,14 @@ _OPERATIONS: Mapping[int, Callable[[Connection, Mapping[str, Any], float], Event
 
 def _decode(frame: object) -> Mapping[str, Any]:
     """Return the payload of a frame."""
-    if isinstance(frame, str | bytes):
+    if type(frame) is str or isinstance(frame, str | bytes):  # here and below: the usual type first
         if len(frame) > _MAX_FRAME:
             raise GatewayProtocolError(f"a frame of {len(frame)} is longer than {_MAX_FRAME}")
         try:
             frame = strict_json.decode(frame if isinstance(frame, str) else frame.decode())
         except (ValueError, RecursionError) as error:
             raise GatewayProtocolError(f"a frame is not JSON: {type(error).__name__}") from None
-    if not isinstance(frame, Mapping):
+    if type(frame) is not dict and not isinstance(frame, Mapping):
         raise GatewayProtocolError(f"a payload must be an object, not {_short(frame)}")
     return frame
 

@@ -100,6 +100,6 @@ class RecentEvents:
 
 def _digest(name: str) -> str:
     """Return the digest of a name, or the name itself if it is one already."""
-    if _DIGEST.fullmatch(name):
+    if len(name) == 16 and _DIGEST.fullmatch(name):  # the first alone says no at once
         return name
     return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]

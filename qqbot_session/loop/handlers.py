@@ -148,10 +148,11 @@ class Handlers:
 
     def _start(self, event: Dispatch) -> None:
         """Start the event's handler, or let it wait for a place."""
-        if len(self._running) + len(self._waiting or ()) >= self._crowd:
+        running = len(self._running)
+        if running + len(self._waiting or ()) >= self._crowd:
             self._log.crowd(self._crowd)
             self._crowd = sys.maxsize
-        if self._concurrency is not None and len(self._running) >= self._concurrency:
+        if self._concurrency is not None and running >= self._concurrency:
             if self._waiting is None:
                 self._waiting = deque()
             self._waiting.append(event)
