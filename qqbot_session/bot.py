@@ -192,31 +192,54 @@ async def run_bot(
     check_handler("handle", handle, "event", "bot")
     _check_started(started)
     api_url = api_url or (SANDBOX_API_URL if sandbox else API_URL)
-    token_url = token_url or TOKEN_URL
-    proxy = _check_way(proxy, api_url=api_url, token_url=token_url)
-
+    way = _Way(app_id, secret, api_url, token_url or TOKEN_URL, proxy)
     lines = partial(
         _Lines, handle=handle, intents=intents, sandbox=sandbox, ttl=ttl, options=options
     )
+    await run_until_stopped(_live(sessions, way, answers, started, lines, wanted), signals=signals)
 
-    async def live() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            store = sessions
-            if not isinstance(store, AsyncSessionStore):
-                store = await stack.enter_async_context(AsyncSessionStore(store))
-            if ttl is not None:
-                _ = store.lease(app_id, ttl=ttl)  # or say at once that it cannot be had
-            # Lines and tokens never wait for the bot's own calls.
-            http = await stack.enter_async_context(Http(proxy))
-            calls = await stack.enter_async_context(Http(proxy, calls=_CALLS))
-            tokens = await stack.enter_async_context(Tokens(http, app_id, secret, token_url))
-            entrance = Entrance(http, Api(http, app_id, api_url, tokens))
-            bot = Bot(app_id, Api(calls, app_id, api_url, tokens), answers)
-            await stack.enter_async_context(entrance)
-            await stack.enter_async_context(_beside(started, bot))
-            await lines(store=store, bot=bot, tokens=tokens, entrance=entrance).run(wanted)
 
-    await run_until_stopped(live(), signals=signals)
+class _Way:
+    """How to reach QQ."""
+
+    def __init__(
+        self, app_id: str, secret: Secret, api_url: str, token_url: str, proxy: object
+    ) -> None:
+        self.app_id, self._secret = app_id, secret
+        self._api_url, self._token_url = api_url, token_url
+        self._proxy = _check_way(proxy, api_url=api_url, token_url=token_url)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[tuple[Tokens, Entrance, Api]]:
+        """Yield what lines need, and the API of the bot's own calls: lines never wait for those."""
+        async with (
+            Http(self._proxy) as http,
+            Http(self._proxy, calls=_CALLS) as calls,
+            Tokens(http, self.app_id, self._secret, self._token_url) as tokens,
+            Entrance(http, Api(http, self.app_id, self._api_url, tokens)) as entrance,
+        ):
+            yield tokens, entrance, Api(calls, self.app_id, self._api_url, tokens)
+
+
+async def _live(
+    sessions: AsyncSessionStore | Storage | str | os.PathLike[str] | None,
+    way: _Way,
+    answers: Answers | None,
+    started: Callable[[Bot], object] | None,
+    lines: Callable[..., _Lines],
+    wanted: Sequence[Shard],
+) -> None:
+    """Open everything, run the lines, and close it all in order."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = sessions
+        if not isinstance(store, AsyncSessionStore):
+            store = await stack.enter_async_context(AsyncSessionStore(store))
+        tokens, entrance, api = await stack.enter_async_context(way.open())
+        bot = Bot(way.app_id, api, answers)
+        shards = lines(store=store, bot=bot, tokens=tokens, entrance=entrance)
+        shards.check_lease()
+        await stack.enter_async_context(_beside(started, bot))
+        await shards.run(wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +255,11 @@ class _Lines:
     sandbox: bool
     ttl: float | None
     options: Mapping[str, Any]  # of each runner
+
+    def check_lease(self) -> None:
+        """Say at once if a lease is wanted that cannot be had."""
+        if self.ttl is not None:
+            _ = self.store.lease(self.bot.app_id, ttl=self.ttl)
 
     async def run(self, wanted: Sequence[Shard]) -> None:
         """Run these shards, or as many as QQ suggests if the list is empty."""

@@ -104,9 +104,7 @@ _RECORD = re.compile(r"session-.*\.json", re.DOTALL)
 async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIterator[Finding]:
     now = time.time()
     kinds: Counter[str] = Counter()
-    corrupt: list[str] = []
-    foreign: list[str] = []
-    future: list[str] = []
+    corrupt, foreign, future = list[str](), list[str](), list[str]()
     strangers = _readable(storage.directory) if isinstance(storage, FileStorage) else set()
     try:
         async for key, data in storage.scan():
