@@ -30,6 +30,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from .gateway import Dispatch
+from .words import whenever
 
 REPEATED = 40054005
 """QQ's error code for an answer that it has already accepted."""
@@ -90,6 +91,7 @@ class Hold:
     def __init__(self, future: asyncio.Future[None]) -> None:
         self._future = future
 
+    @whenever
     def __repr__(self) -> str:
         return f"<Hold {'ended' if self.ended else 'open'}>"
 
@@ -218,6 +220,7 @@ class Answers:
         self._in_handler = in_handler
         self._waiting: dict[str, Work] = {}
 
+    @whenever
     def __repr__(self) -> str:
         return f"<Answers timeout={self._timeout:g} waiting={len(self._waiting)}>"
 

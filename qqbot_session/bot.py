@@ -45,7 +45,7 @@ from .store import AsyncSessionStore
 from .web.api import Api, Tokens
 from .web.entrance import MAX_SHARDS, Entrance, Shard
 from .web.http import Http
-from .words import Secret, shown
+from .words import Secret, address, shown, whenever
 
 __all__ = ["API_URL", "SANDBOX_API_URL", "TOKEN_URL", "ApiError", "Bot", "run_bot"]
 
@@ -76,6 +76,7 @@ class Bot:
         self._user: Mapping[str, Any] | None = None
         self._runners: dict[Shard, ShardRunner] = {}
 
+    @whenever
     def __repr__(self) -> str:
         return f"<Bot app_id={self.app_id!r} shards={list(self._runners)}>"
 
@@ -181,7 +182,7 @@ async def run_bot(
         GatewayRefusedError: QQ refused the bot: a wrong secret, a ban, intents it may not use.
         TypeError, ValueError: an argument is not valid.
     """
-    secret = _check_secret(secret)
+    sessions, secret = address(sessions), _check_secret(secret)
     answers = answers_for(until)
     check_app_id(app_id)
     check_intents(intents)

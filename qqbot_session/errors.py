@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from typing import TypeVar
 
 from .words import shown
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 _NAMED = 3  # accounts in one line
 _NOT_ALLOWED_HERE = (  # botpy#189, AstrBot#631
@@ -117,6 +120,12 @@ class ApiError(QQBotSessionError):
 
     def __reduce__(self) -> tuple[type[ApiError], tuple[int, int | None, str, str | None]]:
         return type(self), (self.status, self.code, self.message, self.trace_id)
+
+
+def bare(error: _Error) -> _Error:
+    """Return the error without its frames and causes, which hold what is not for a log."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def describe(error: BaseException) -> str:

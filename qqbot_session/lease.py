@@ -34,6 +34,7 @@ from .logs import say
 from .state import check_seconds
 from .storages.base import LeasingStorage, Storage
 from .storages.holders import new_token
+from .words import whenever
 
 _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
 
@@ -58,6 +59,7 @@ class Lease:
         self._left = asyncio.Event()  # set once its `async with` has ended
         self._cancelled = False  # whether we cancelled the body
 
+    @whenever
     def __repr__(self) -> str:
         state = "held" if self.lost is None else f"lost: {self.lost}"
         return f"<Lease account_id={self.account_id!r} ttl={self.ttl} {state}>"

@@ -44,7 +44,7 @@ from .loop.handlers import Handlers, requests_to_cancel
 from .loop.log import ShardLog
 from .state import SessionState, check_app_id, check_shard
 from .store import AsyncSessionStore
-from .words import Secret
+from .words import Secret, whenever
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """The largest frame that the sockets in `integrations` take; a larger one ends the line."""
@@ -189,6 +189,7 @@ class ShardRunner:
         self._health: dict[str, Any] = {}  # what `Health` says, but for what every event changes
         self._last_frame_at: float | None = None
 
+    @whenever
     def __repr__(self) -> str:
         return f"<ShardRunner {self._gateway!r} {self.health!r}>"
 

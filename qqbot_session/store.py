@@ -61,6 +61,7 @@ from .state import (
 )
 from .storages import Storage, storage_of
 from .storages.base import NotRegularError
+from .words import address, whenever
 
 _LEFT_OVER_AGE = 3600.0  # seconds
 _PATIENCE = 2.0  # seconds that a failed read is tried again
@@ -138,6 +139,7 @@ class AsyncSessionStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._closed = True  # for `__del__`, should a check raise
+        storage = address(storage)
         check_seconds("debounce", debounce)
         if max_age is not None:
             check_seconds("max_age", max_age)
@@ -167,6 +169,7 @@ class AsyncSessionStore:
             text = "debounce %g s is longer than max_age %g s: a crash may make a session expire"
             say(logging.WARNING, text, debounce, max_age)
 
+    @whenever
     def __repr__(self) -> str:
         closed = " closed" if self._closed else ""
         return (

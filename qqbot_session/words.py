@@ -14,7 +14,9 @@ Pure: no I/O, no clock, no logging.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 MASK = "***"
@@ -75,11 +77,71 @@ class Secret(str):
         return Secret(str.__getitem__(self, key))
 
 
+_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix", "sqlite", "http", "https", "file")
+
+
+class Address(str):
+    """An address that may hold a password, such as a URL; its `repr` does not show it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(hidden(self))
+
+
+def address(value: Any) -> Any:
+    """Return a string or a path as an `Address`, so that no traceback shows what is in it.
+
+    Anything else is returned as it is.
+    """
+    if hasattr(value, "__fspath__"):
+        value = os.fspath(value)
+    return Address(value) if isinstance(value, str) else value
+
+
+def hidden(text: str) -> str:
+    """Return an address without whatever may be a password, however it is mistyped.
+
+    That is everything before the last `@`, what stands where the number of a port should, all that
+    follows a scheme we do not know, and an option whose name says so.
+    """
+    import re  # a bot's first import does without
+
+    text = re.sub(r"(?i)(pass\w*=)[^&\s]*", rf"\1{MASK}", text)
+    scheme = re.match(r"([a-zA-Z][\w+.-]+:)?/*", text)[0]  # type: ignore[index]
+    _, at, host = text[len(scheme) :].rpartition("@")
+    if at:
+        return f"{scheme}{MASK}@{host}"
+    kind = scheme.partition(":")[0].lower()
+    if "//" in scheme and kind.strip("/") and kind not in _SCHEMES:
+        return f"{scheme}{MASK}"
+    is_server = "//" in scheme or kind.startswith(("redis", "valkey"))
+    if is_server and re.search(r":(?!\d+(/|\?|$))", host.rpartition("]")[2].partition("/")[0]):
+        return f"{scheme}{MASK}"
+    return text
+
+
+def whenever(represent: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Let a `__repr__` answer before its object is whole: a traceback of its constructor shows it.
+
+    Python's own `traceback` fails on a `repr` that raises, up to 3.12.
+    """
+
+    @wraps(represent)
+    def answer(self: object) -> str:
+        try:
+            return represent(self)
+        except AttributeError:
+            return f"<{type(self).__name__} that is not whole>"
+
+    return answer
+
+
 def without(text: str, secrets: Iterable[str]) -> str:
     """Return the text with each secret masked, also where JSON or a URL has encoded it."""
     from urllib.parse import quote  # costs a probe of ours a tenth of its time
 
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) < _SHORTEST:
             continue
         for form in {secret, quote(secret, safe=""), json.dumps(secret)[1:-1]}:

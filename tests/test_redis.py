@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import pytest
 from redis_server import RedisServer, free_port, redis_cluster, redis_sentinel
+from reporters import shown_by_a_reporter
 
 from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
 from qqbot_session.storages import RedisStorage, storage_of
@@ -419,6 +420,22 @@ async def test_a_server_that_wants_a_password_says_so(caplog: pytest.LogCaptureF
         url = server.url.replace("//", "//:right@")
         async with closing(RedisStorage(url)) as storage:
             assert await storage.commit({"a": b"a"}) == {}
+
+
+async def test_no_frame_of_a_clients_error_shows_the_password() -> None:
+    """Neither a variable of ours nor, as in redis-py's handshake, one of the client's."""
+    with RedisServer(requirepass="right") as server:
+        for url in (
+            server.url.replace("//", "//:hunter2@"),
+            server.url.replace("//", "//bot:hunter2@") + "?protocol=3",
+            "redis://:hunter2@127.0.0.1:1",
+            server.url + "?password=hunter2&nonsense=1",
+        ):
+            async with closing(RedisStorage(url)) as storage:
+                for call in (storage.read("a"), storage.commit({"a": b"a"})):
+                    with pytest.raises(OSError, match=r"\w") as caught:
+                        await call
+                    assert "hunter2" not in shown_by_a_reporter(caught.value)
 
 
 async def test_a_server_that_is_still_loading_is_waited_for(server: RedisServer) -> None:

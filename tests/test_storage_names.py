@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reporters import shown_by_a_reporter
 
 from qqbot_session import AsyncSessionStore, FileStorage, MemoryStorage
+from qqbot_session.bot import run_bot
+from qqbot_session.cli import main
+from qqbot_session.cli.rows import open_storage
+from qqbot_session.gateway import GatewaySession
+from qqbot_session.shard import ShardRunner
 from qqbot_session.storages import RedisStorage, SqliteStorage, storage_of
 
 WORD = "hunter2"
@@ -25,7 +32,14 @@ WORD = "hunter2"
         ("sqlite3:x", "sqlite:PATH"),
         ("sqlite:///x.db", "without slashes"),
         ("redis:localhost", "redis://HOST"),
+        ("sqlite://bot:hunter2@h/x", "without slashes"),
+        ("sqlite:redis://:hunter2@h", "its own URL"),
         ("redis//:hunter2@h", "redis://HOST"),
+        ("redis;//:hunter2@h", "redis://HOST"),
+        ("redis ://:hunter2@h", "Redis server"),
+        ("bot:hunter2@h:6379", "redis://HOST"),
+        (":hunter2@h:6379/0", "redis://HOST"),
+        ("hunter2@localhost:6379", "redis://HOST"),
         ("rediss:/:hunter2@h/1", "rediss://HOST"),
         (Path("redis://:hunter2@h/1"), "redis://HOST"),
         ("localhost:6379", "redis://localhost:6379"),
@@ -37,7 +51,9 @@ WORD = "hunter2"
         ("redis://:hunter2@h:99999", "65535"),
         ("valkey://:hunter2@a:1,b:2", "RedisCluster"),
         ("redis+sentinel://:hunter2@h/m/0", "Sentinel"),
-        ("unix:///run/redis.sock?password=hunter2", "no storage claims unix"),
+        ("redis://[::1:hunter2@h/0", "IPv6"),
+        ("redis://:hunter2@h?max_connections=-4", "max_connections"),
+        ("unix:/run/redis.sock?password=hunter2", "no storage claims unix"),
         ("postgresql://bot:hunter2@h/bots", "no storage claims postgresql"),
         ("file:///var/lib/bots", "a directory is a plain path"),
         ("nosuch://hunter2", "no storage claims nosuch"),
@@ -54,6 +70,7 @@ def test_a_name_that_means_well_is_answered_with_what_was_meant(
     assert WORD not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+    assert WORD not in shown_by_a_reporter(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +120,9 @@ def test_a_client_that_is_none_is_named_by_its_type(make: Any, said: str) -> Non
     assert WORD not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["valkey://h", "valkeys://h:1/2", "REDIS://h", " rediss://[::1]/0"])
+@pytest.mark.parametrize(
+    "url", ["valkey://h", "valkeys://h:1/2", "REDIS://h", " rediss://[::1]/0", "unix:///run/r.sock"]
+)
 def test_a_server_has_more_names_than_one(url: str) -> None:
     pytest.importorskip("redis.asyncio")
     assert isinstance(storage_of(url), RedisStorage)
@@ -114,17 +133,50 @@ def test_any_other_name_is_a_directory(name: str) -> None:
     assert isinstance(storage_of(name), FileStorage)
 
 
-def test_the_password_is_in_no_local_variable_that_a_traceback_shows() -> None:
-    """As Sentry's and loguru's would, also from within the client's own functions."""
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RedisStorage(f"redis://:{WORD}@h:1/0?socket_timeout=soon"),
+        lambda: RedisStorage(f"redis://h:{WORD}@x:y"),
+        lambda: RedisStorage(f"redis://:{WORD}@h", timeout=-1.0),
+        lambda: AsyncSessionStore(f"redis://:{WORD}@h", debounce=-1.0),
+        lambda: AsyncSessionStore(f"redis://h:{WORD}"),
+        lambda: asyncio.run(
+            run_bot("1", WORD, intents=1, handle=never, sessions=f"redis:{WORD}@h")
+        ),
+        lambda: open_storage(f"redis://:{WORD}@h:1:2"),
+        lambda: SqliteStorage(""),
+        lambda: FileStorage(""),
+        lambda: ShardRunner(None, GatewaySession("a"), connect=never, token=never, handle=7),
+    ],
+)
+def test_the_error_of_a_constructor_can_be_shown_with_its_variables(make: Any) -> None:
+    """Nothing of it holds the password, and an object that is not whole can be shown, too."""
     pytest.importorskip("redis.asyncio")
-    import traceback
+    with pytest.raises(Exception, match=r"\w") as caught:
+        make()
+    assert WORD not in shown_by_a_reporter(caught.value)
 
-    for url in (f"redis://:{WORD}@h:1/0?socket_timeout=soon", f"redis://h:{WORD}@x:y"):
-        with pytest.raises(ValueError, match="Redis") as caught:
-            RedisStorage(url)
-        shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-        ours = [each for each in shown.format() if "storages" in each.splitlines()[0]]
-        assert WORD not in "".join(ours)
+
+async def never(event: object, bot: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [f"redis://:{WORD}@h", "list"],
+        ["--storge", f"redis://h:{WORD}", "list"],
+        ["copy", f"redis://:{WORD}@h", "bots", f"redis://:{WORD}@h"],
+        ["--storage", f"redis://:{WORD}@h", "list", f"--max-age=redis://:{WORD}@h"],
+        ["--storage", f"sqlite:redis://:{WORD}@h", "list"],
+        ["--storage", f"unix:///nowhere?password={WORD}", "list"],
+    ],
+)
+def test_the_command_repeats_no_password_of_an_argument_in_the_wrong_place(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) in (2, 3)
+    assert WORD not in "".join(capsys.readouterr())
 
 
 def test_the_hosts_name_is_compared_where_the_line_is_encrypted() -> None:

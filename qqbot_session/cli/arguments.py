@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..words import hidden
 from .codes import UsageError
 from .rows import STATUSES, VARIABLE
 
@@ -63,7 +64,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
             return parser(verb).parse_args(argv, argparse.Namespace(**DEFAULTS))
         except UsageError:  # or it is something else's value
             pass
-    return parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
+    try:
+        return parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
+    except UsageError as error:
+        raise UsageError(_without_passwords(str(error), argv)) from None
+
+
+def _without_passwords(text: str, argv: list[str]) -> str:
+    """Return a message that may quote arguments: one in the wrong place may be a server's URL."""
+    for argument in argv:
+        for part in (argument, argument.partition("=")[2]):
+            if part and (safe := hidden(part)) != part:
+                text = text.replace(part, safe).replace(repr(part)[1:-1], safe)
+    return text
 
 
 _VERBS = ("list", "show", "why", "doctor", "clear", "cleanup", "copy", "run")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..judging import LoadReason, Verdict, account_of_key, inspect, is_stranger, judge, shown_key
+from ..words import address
 from . import terminal
 from .codes import UnreachableError, UsageError
 
@@ -112,6 +113,7 @@ def open_storage(where: object, *, may_be_new: bool = False) -> Storage:
     """
     from ..storages import storage_of
 
+    where = address(where)
     try:
         storage = storage_of(where)
     except (ImportError, TypeError, ValueError) as error:

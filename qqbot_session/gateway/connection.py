@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GatewayProtocolError
 from ..state import MAX_INTEGER, MAX_SECONDS, strict_json
-from ..words import Secret
+from ..words import Secret, whenever
 from .closes import IGNORE, CloseRule
 from .events import (
     Event,
@@ -106,6 +106,7 @@ class Connection:
         self._outbox: list[str] = []
         self._close_with: int | None = None
 
+    @whenever
     def __repr__(self) -> str:
         return f"<Connection phase={self._phase.value} stale={self.stale}>"
 

@@ -51,6 +51,7 @@ from ..state import (
     known_valid,
     read_only,
 )
+from ..words import whenever
 from .backoff import EARLY, BackOff
 from .closes import CLOSE_RULES, NO_VERDICT, RESET, CloseRule, Next
 from .connection import MAX_SESSION_ID, Connection, Phase
@@ -182,6 +183,7 @@ class GatewaySession:
         if resume is not None:
             self._restore(resume)
 
+    @whenever
     def __repr__(self) -> str:
         session_id = self._session.session_id
         return (

@@ -30,6 +30,7 @@ from itertools import count, islice
 from math import ceil, inf
 
 from ..state import MAX_INTEGER
+from ..words import whenever
 
 MAX_RUNS = 4096
 """Runs of settled numbers remembered in memory, at least; the lowest are forgotten first."""
@@ -61,6 +62,7 @@ class Watermark:
         self._now: float | None = None
         self.reset()
 
+    @whenever
     def __repr__(self) -> str:
         return f"<Watermark received={self.received} settled={self.settled} open={len(self._open)}>"
 

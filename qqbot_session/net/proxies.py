@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
-from ..words import MASK, Secret
+from ..words import Secret, hidden, shown
 
 _SCHEMES = {"ws": "http", "wss": "https"}
 _PORTS = {"http": 80, "https": 443}
@@ -75,7 +75,7 @@ def check_proxy(name: str, proxy: object) -> Secret:
     if not known or parts.path.strip("/") or parts.query or not proxy.isprintable():
         raise ValueError(
             f"{name} must be the address of an HTTP proxy, such as http://127.0.0.1:7890, "
-            f"not {_masked(proxy)!r}"
+            f"not {shown(hidden(proxy), 100)!r}"
         ) from None
     return Secret(proxy)
 
@@ -97,10 +97,3 @@ def aiohttp_options(url: str, proxy: str | None) -> dict[str, Any]:
     address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     plain = urlsplit(url).scheme in ("http", "ws")
     return {"proxy": address, "headers" if plain else "proxy_headers": header}
-
-
-def _masked(proxy: str) -> str:
-    """Return the address without its user and password."""
-    before, at, host = proxy.rpartition("@")
-    scheme, slashes, _ = before.rpartition("://")
-    return f"{scheme}{slashes}{MASK}@{host}"[:100] if at else proxy[:100]

@@ -6,6 +6,8 @@ import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..words import Secret, address
+
 if TYPE_CHECKING:
     from .base import LeasingStorage, MemoryStorage, Storage
     from .copying import Copied, copy
@@ -51,8 +53,8 @@ def storage_of(storage: object) -> "Storage":
 
     Args:
         storage: a directory; `sqlite:PATH`, a database; `redis://…`, `rediss://…`, `valkey://…` or
-            `valkeys://…`, a server; a `Storage`, returned as it is; `None` is the TypeScript
-            original's directory, `~/.openclaw/qqbot/sessions`.
+            `valkeys://…`, a server; `unix://PATH`, its socket; a `Storage`, returned as it is;
+            `None` is the TypeScript original's directory, `~/.openclaw/qqbot/sessions`.
 
     Raises:
         TypeError, ValueError: it is none of these; the sentence says what was probably meant. It
@@ -61,6 +63,7 @@ def storage_of(storage: object) -> "Storage":
     from .base import Storage
     from .files import FileStorage
 
+    storage = address(storage)
     if storage is None:
         return FileStorage(os.path.join(_home(), ".openclaw", "qqbot", "sessions"))
     if isinstance(storage, str | os.PathLike):
@@ -88,29 +91,34 @@ def _home() -> str:
 def _named(name: str | os.PathLike[str]) -> "Storage":
     from .files import FileStorage
 
-    text = os.fspath(name)
-    scheme, colon, rest = str(text).partition(":")
-    scheme = scheme.strip().lower()
+    text = address(os.fspath(name))
+    if not isinstance(text, str):  # bytes
+        return FileStorage(name)
+    scheme, colon, rest = map(Secret, text.partition(":"))
+    scheme = Secret(scheme.strip().lower())
     if scheme == "sqlite" and colon:
-        return _sqlite(text, rest)
+        return _sqlite(text)
     if scheme in SCHEMES and rest.startswith("//"):
         from .redis import RedisStorage
 
         return RedisStorage(text)
-    if complaint := _complaint(str(text), scheme if colon else "", rest):
+    if complaint := _complaint(text, scheme if colon else "", rest):
         raise ValueError(complaint)
     return FileStorage(name)
 
 
-def _sqlite(text: str, path: str) -> "Storage":
+def _sqlite(text: str) -> "Storage":
     from .sqlite import SqliteStorage
 
+    path = address(text.partition(":")[2])
     if path.startswith("//"):  # elsewhere it is relative with three slashes and absolute with four
         raise ValueError(f"a database is sqlite:PATH, without slashes before it, not {text!r}")
+    if re.match("[a-z][a-z0-9+.-]+://", path.lower()):
+        raise ValueError(f"a database is sqlite:PATH, and a server has its own URL, not {text!r}")
     return SqliteStorage(path)
 
 
-SCHEMES = ("redis", "rediss", "valkey", "valkeys")
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 """What a server's URL begins with."""
 
 _OTHERS = {"file", "http", "https", "memory", "mongodb", "mysql", "postgres", "postgresql", "unix"}
@@ -131,13 +139,13 @@ def _complaint(text: str, scheme: str, rest: str) -> str | None:
         return "what need not be kept is MemoryStorage(); a directory is a plain path"
     if re.fullmatch(r"(localhost|[\d.]+):\d+(/\d*)?", text):
         return f"a server is redis://{text}; a directory is a plain path"
-    if re.match("(redis|valkey)s?//", text.lower()):
+    if re.match(r"(redis|valkey)s?[^\w:]*//|[^/\\]*@[\w.-]+:\d+(/|$)", text.lower()):
         return "a server is redis://HOST:PORT/DATABASE, with a colon; a directory is a plain path"
     if not re.fullmatch("[a-z][a-z0-9+.-]+", scheme):  # a drive has one letter
         return None
     from difflib import get_close_matches
 
-    known = get_close_matches(scheme, ["sqlite", *SCHEMES], 1, 0.7)
+    known = get_close_matches(scheme, ["sqlite", *SCHEMES[:-1]], 1, 0.7)
     if "sentinel" in scheme or "cluster" in scheme:
         return (
             f"no storage claims {scheme}:…; hand in RedisStorage(client) with a client of"

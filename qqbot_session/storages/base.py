@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from ..state import MAX_RECORD_BYTES, account_of
+from ..words import whenever
 
 READ_LIMIT = MAX_RECORD_BYTES + 1
 """The most bytes that a read returns: one more than a record may have, so that excess shows."""
@@ -197,6 +198,7 @@ class MemoryStorage:
     def __init__(self, records: dict[str, bytes] | None = None) -> None:
         self.records: dict[str, bytes] = {} if records is None else records
 
+    @whenever
     def __repr__(self) -> str:
         return f"<MemoryStorage records={len(self.records)}>"
 

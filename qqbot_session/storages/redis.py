@@ -34,8 +34,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from ..errors import LeaseLostError
+from ..errors import LeaseLostError, bare
 from ..state import check_seconds
+from ..words import whenever, without
 from .base import READ_LIMIT, RecordChangedError, is_of
 from .redis_client import (
     ServerUrl,
@@ -47,7 +48,6 @@ from .redis_client import (
     is_cluster,
     secrets_of,
     server_url,
-    without,
 )
 
 __all__ = ["RedisStorage"]
@@ -346,6 +346,7 @@ class RedisStorage:
         expiry: float | None = 604_800.0,
         timeout: float = 2.0,
     ) -> None:
+        client = ServerUrl(client) if isinstance(client, str) else client  # for tracebacks' sake
         if not isinstance(prefix, str) or not prefix:
             raise ValueError(f"prefix must be a str that is not empty, not {prefix!r}")
         if expiry is not None:
@@ -355,7 +356,6 @@ class RedisStorage:
         self.prefix = prefix
         self._url: ServerUrl | None = None
         if isinstance(client, str):
-            client = ServerUrl(client)  # for the traceback's sake
             self._url = server_url(client)
         else:
             check_client(client)
@@ -367,6 +367,7 @@ class RedisStorage:
         self._prefix = f"{prefix}:".encode()
         self._life = "" if expiry is None else max(1, round(expiry * 1000))
 
+    @whenever
     def __repr__(self) -> str:
         where = "" if self._url is None else f" url={self._url.shown!r}"
         return f"<RedisStorage{where} prefix={self.prefix!r}>"
@@ -642,7 +643,8 @@ class RedisStorage:
                 yield
         except _Elsewhere:
             raise
-        except TimeoutError:
+        except TimeoutError as error:
+            bare(error)
             here.clocks.clear()
             raise TimeoutError(f"no answer from the server in {self._timeout:g} s") from None
         except Exception as error:  # noqa: BLE001 - of whichever client
@@ -650,6 +652,7 @@ class RedisStorage:
             await self._drop_connections(here, error)
             secret = self._url.secrets if self._url is not None else secrets_of(here.client)
             text = without(str(error) or type(error).__name__, secret)
+            bare(error)  # its frames are the client's, and hold the password, too
             raise ConnectionError(text) from None
 
     async def _drop_connections(self, here: _Here, error: Exception) -> None:

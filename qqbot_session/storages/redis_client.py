@@ -16,6 +16,9 @@ import importlib.util
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..errors import bare
+from ..words import Secret, without
+
 SCHEMES = {
     "redis": "redis",
     "rediss": "rediss",
@@ -42,14 +45,14 @@ class ServerUrl(str):
         return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
     @property
-    def secrets(self) -> set[str]:
+    def secrets(self) -> set[Secret]:
         """The passwords in it, as they stand there and as the server gets them."""
         found = {urlsplit(self).password or ""}
         for option in urlsplit(self).query.split("&"):
             name, _, value = option.partition("=")
             if "password" in name:
                 found.add(value)
-        return {word for text in found for word in (text, unquote(text)) if word}
+        return {Secret(word) for text in found for word in (text, unquote(text)) if word}
 
 
 def server_url(text: str) -> ServerUrl:
@@ -75,6 +78,8 @@ def _complaint(rest: str) -> str | None:
     place, _, path = rest.partition("?")[0].partition("/")
     user, at, address = place.rpartition("@")
     host, _, port = address.rpartition("]")[2].partition(":")
+    if place.count("[") != place.count("]"):
+        return "has a [ or ] that belongs to no IPv6 address, as in redis://[::1]:6379/0"
     if "," in address:
         return (
             "names several hosts: hand in a client of redis.asyncio.RedisCluster,"
@@ -126,6 +131,7 @@ def _made(make: Any, url: ServerUrl, timeout: float) -> Any:
         return make(_options(url, timeout))
     except (ValueError, TypeError) as error:  # whose text may hold the password
         text = without(str(error), url.secrets)
+        bare(error)  # its frames are the client's, and hold the password, too
         raise ValueError(f"not the URL of a Redis server: {url.shown!r} ({text})") from None
 
 
@@ -217,18 +223,11 @@ def connections_of(client: Any) -> list[Any]:
     return [vars(pool).copy() for pool in pools if hasattr(pool, "__dict__")]
 
 
-def secrets_of(client: Any) -> set[str]:
+def secrets_of(client: Any) -> set[Secret]:
     """Return the passwords that a client has been given."""
     pool = getattr(client, "connection_pool", None)
     options = getattr(pool, "connection_kwargs", None) or getattr(client, "connection_kwargs", {})
     found = set()
     with contextlib.suppress(Exception):
-        found = {value for name, value in options.items() if "password" in name and value}
-    return {value for value in found if isinstance(value, str)}
-
-
-def without(text: str, secrets: set[str]) -> str:
-    """Return the text with every secret masked."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
+        found = {options[name] for name in options if "password" in name and options[name]}
+    return {Secret(value) for value in found if isinstance(value, str)}

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from ..errors import LeaseLostError
 from ..logs import say
+from ..words import whenever
 from .base import READ_LIMIT, RecordChangedError, is_of
 from .database import (
     DAMAGED,
@@ -133,6 +134,7 @@ class SqliteStorage:
         name = os.fspath(path)
         if not isinstance(name, str):
             raise TypeError(f"path must be a str or os.PathLike[str], not {path!r}")
+        name = str.__str__(name)
         if not name or "\0" in name or name.startswith(":"):
             raise ValueError(f"path must be a path, not {path!r}")
         if not isinstance(durable, bool):
@@ -147,6 +149,7 @@ class SqliteStorage:
         self._tokens: dict[str, str] = {}  # of the leases acquired here
         self._until: dict[str, float] = {}  # monotonic; nobody else can have the lease before
 
+    @whenever
     def __repr__(self) -> str:
         return f"<SqliteStorage path={self.path!r} durable={self.durable}>"
 

@@ -26,7 +26,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from ..errors import ApiError
+from ..errors import ApiError, bare
 from ..integrations.aiohttp import AiohttpSocket, connect
 from ..net.network import look_up
 from ..net.proxies import aiohttp_options, proxy_for
@@ -175,7 +175,7 @@ class Http:
         except (aiohttp.ClientError, OSError, ApiError, asyncio.CancelledError) as error:
             if type(error) is TimeoutError:  # aiohttp's has no message
                 raise TimeoutError(f"no answer within {wait:g} s") from None
-            raise bare(error) from None  # drops the frames below, which hold the response
+            raise _bare(error) from None  # drops the frames below, which hold the response
 
     async def connect(self, url: str) -> AiohttpSocket:
         """Open a line to the gateway.
@@ -186,7 +186,7 @@ class Http:
         try:
             return await connect(self._session, url, **{"proxy": None, **self._way(url)})
         except (aiohttp.ClientError, OSError) as error:
-            raise bare(error) from None
+            raise _bare(error) from None
 
     def _way(self, url: str) -> dict[str, Any]:
         return aiohttp_options(url, self._proxy or proxy_for(url))
@@ -243,7 +243,7 @@ def _is_page(value: object) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("<")
 
 
-def bare(error: _Error) -> _Error:
+def _bare(error: _Error) -> _Error:
     """Return the error without its request, frames and causes."""
     if isinstance(error, aiohttp.ClientResponseError):
         info = error.request_info
@@ -252,8 +252,7 @@ def bare(error: _Error) -> _Error:
         error.headers, error.history = None, ()
         error.args = (error.request_info, ())
         error.message = shown(error.message, _MESSAGE)
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
+    return bare(error)
 
 
 async def _refuse_redirect(
