@@ -140,7 +140,9 @@ async def guarded(function: Callable[..., Awaitable[_T]], *args: object) -> _T:
     for _ in range(ATTEMPTS):
         # Like `asyncio.wait([call])`, at half the cost.
         ended = asyncio.get_running_loop().create_future()
-        call = begin(function, *args, then=functools.partial(_end, ended))
+        then = functools.partial(_end, ended)
+        call = begin(function, *args, then=then)
+        call.add_done_callback(then)  # again: should something be raised within the first call
         try:
             await ended
         except asyncio.CancelledError:
