@@ -23,9 +23,10 @@ from typing import Any
 
 import pytest
 
-from qqbot_session import AsyncSessionStore, MemoryStorage, SessionState
+from qqbot_session import AsyncSessionStore, FileStorage, MemoryStorage, SessionState
 from qqbot_session.cli.doctor import examine
-from qqbot_session.storages import SqliteStorage, copy, database, storage_of
+from qqbot_session.storages import SqliteStorage, copy, database, foreign, storage_of
+from qqbot_session.storages.base import NotRegularError
 from qqbot_session.storages.sqlite import NotOurDatabaseError
 
 SQLITE = "qqbot_session.storages.sqlite"
@@ -760,6 +761,29 @@ async def look_through_a_hard_link(path: Path) -> None:
     link.unlink()
 
 
+async def look_through_a_hard_link_elsewhere(path: Path) -> None:
+    elsewhere = path.with_name("elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "hard.db").hardlink_to(path)
+    storage = SqliteStorage(elsewhere / "hard.db")
+    with pytest.raises(NotOurDatabaseError, match="second name"):
+        await storage.commit({"c": b"c"})
+    await storage.aclose()
+
+
+async def take_it_for_a_record(path: Path) -> None:
+    """A hard link that is named like a session is read by whoever looks into the directory."""
+    link = path.with_name("session-a.json")
+    link.hardlink_to(path)
+    storage = FileStorage(path.parent)
+    with pytest.raises(NotRegularError, match="in use"):
+        await storage.read("a")
+    assert [item async for item in storage.scan()] == []
+    assert not await storage.discard("session-a.json", b"")
+    assert await asyncio.to_thread(foreign.in_directory, str(path.parent), alone=True) == []
+    await storage.aclose()
+
+
 async def copy_from_it(path: Path) -> None:
     source = SqliteStorage(path)
     await copy(source, MemoryStorage())
@@ -780,7 +804,15 @@ async def fork(path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize(
     "look",
-    [look_with_doctor, look_through_a_link, look_through_a_hard_link, copy_from_it, fork],
+    [
+        look_with_doctor,
+        look_through_a_link,
+        look_through_a_hard_link,
+        look_through_a_hard_link_elsewhere,
+        take_it_for_a_record,
+        copy_from_it,
+        fork,
+    ],
 )
 async def test_nothing_that_looks_drops_the_locks_of_this_process(
     look: Callable[[Path], Awaitable[None]], storage: SqliteStorage, path: Path

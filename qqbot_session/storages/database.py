@@ -30,7 +30,6 @@ import stat
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from typing import Literal, TypeVar
 from ..logs import say
 from .base import READ_LIMIT, NotRegularError
 from .places import (
+    IN_USE,
     NETWORK,
     file_system_of,
     missing_directories,
@@ -176,8 +176,7 @@ class Database:
         if opened := self._open.pop(name, None):
             opened.connection.close()
             if not opened.still:
-                with _in_use_lock:
-                    _in_use[opened.file[0]] -= 1
+                _let_go(opened.file[0])
 
     # Opening
 
@@ -206,14 +205,13 @@ class Database:
         file = _file_at(path, whole=still)
         if not still:
             with _in_use_lock:
-                _in_use[file] += 1
+                IN_USE[file] += 1
         try:
             mode = "rw" if name == "writer" else "ro&immutable=1" if still else "ro"
             connection = self._opened(real, mode, prepare=name == "writer")
         except BaseException:
             if not still:
-                with _in_use_lock:
-                    _in_use[file] -= 1
+                _let_go(file)
             raise
         self._open[name] = _Opened(connection, path, log, still, (file, _file_at(log)))
         self._warn_of_the_place(real)
@@ -370,9 +368,15 @@ class Database:
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection] = []
-_in_use: Counter[_File] = Counter()  # how many connections that lock each file this process has
 _in_use_lock = threading.Lock()
 _forking: list[threading.Lock] = []
+
+
+def _let_go(file: _File) -> None:
+    with _in_use_lock:
+        IN_USE[file] -= 1
+        if not IN_USE[file]:
+            del IN_USE[file]
 
 
 def _before_fork() -> None:
@@ -494,14 +498,19 @@ def _check_tables(connection: sqlite3.Connection, real: str) -> None:
 
 
 def _name_in_use(real: str, status: os.stat_result) -> str | None:
-    """Return another name of the same file beside it that somebody uses.
+    """Return another name of the same file that this process uses, or somebody beside it.
 
     SQLite would keep a second log: https://www.sqlite.org/howtocorrupt.html (multiple links).
     """
+    file = (status.st_dev, status.st_ino)
+    for database in list(_databases):
+        for opened in list(database._open.values()):
+            if (opened.file[0] or ())[:2] == file and os.path.realpath(opened.path) != real:
+                return opened.path
     with contextlib.suppress(OSError), os.scandir(os.path.dirname(real)) as entries:
         for entry in entries:
             other = entry.stat(follow_symlinks=False)
-            is_same = (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino)
+            is_same = (other.st_dev, other.st_ino) == file
             logs = (entry.path + "-wal", entry.path + "-journal")
             if is_same and entry.path != real and any(map(os.path.exists, logs)):
                 return entry.path
@@ -511,7 +520,7 @@ def _name_in_use(real: str, status: os.stat_result) -> str | None:
 def _head_is_ours(real: str, status: os.stat_result, path: str) -> bool:
     """Judge by its first bytes what SQLite cannot read; see `Database._look`."""
     with _in_use_lock:
-        if _in_use[status.st_dev, status.st_ino] > 0:
+        if IN_USE[status.st_dev, status.st_ino] > 0:
             return True  # so it was ours when it was opened
         file = os.open(real, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:

@@ -35,12 +35,14 @@ from typing import ParamSpec, TypeVar
 
 from ..logs import say
 from ..state import account_of
+from ..words import whenever
 from .base import READ_LIMIT, NotRegularError, RecordChangedError, is_of
 from .names import file_name, is_record_name, other_names
 from .places import (
     LEFT_OVER,
     expanded,
     file_system_of,
+    is_in_use,
     missing_directories,
     open_to_others,
     private_names,
@@ -144,6 +146,7 @@ class FileStorage:
         self._said: set[str] = set()
         self._is_fuse: bool | None = None
 
+    @whenever
     def __repr__(self) -> str:
         return f"<FileStorage directory={self.directory!r} durable={self.durable}>"
 
@@ -628,6 +631,8 @@ def _let_the_loop_in() -> None:
 
 def _read_file(path: str) -> bytes | None:
     """Return at most `READ_LIMIT` bytes of a regular file, or `None` where nothing is."""
+    if is_in_use(path):
+        raise NotRegularError(errno.EINVAL, "is another name of a database that is in use", path)
     try:
         file = _open_regular(path) if _OPENS_SAFELY else _open_compared(path)
     except FileNotFoundError:

@@ -31,6 +31,7 @@ from typing import Any
 
 from ..state import SessionState, encode
 from .names import file_name, other_names
+from .places import is_in_use
 
 _OPENCLAW = "OpenClaw"
 _OPENCLAW_HOME = ("qqbot/sessions", "plugin-state/state.sqlite", "state/openclaw.sqlite")
@@ -141,6 +142,8 @@ def _names_of(account_id: str) -> tuple[str, ...]:
 
 def _read(path: str) -> tuple[bytes, float]:
     """Return a regular file's bytes, of a database only the first, and when it was changed."""
+    if is_in_use(path):  # so it is ours
+        return b"", 0.0
     file = os.open(path, _FLAGS)
     try:
         status = os.fstat(file)

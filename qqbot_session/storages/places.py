@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import sys
+from collections import Counter
 
 LEFT_OVER = re.compile(r"\.qqbot-session-[0-9a-f]{16}-[0-9]+\.tmp")
 """The names that `private_names` gives."""
@@ -25,6 +26,12 @@ NETWORK = (
     ),
 )
 """How the kinds of file system begin that other machines may share."""
+
+IN_USE: Counter[tuple[int, ...] | None] = Counter()
+"""How many connections of this process to each database there are, by device and inode.
+
+Whoever opened and closed such a file would drop all the locks that SQLite holds on it.
+"""
 
 _DIRECTORY_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_DIRECTORY", "O_CLOEXEC"))
 
@@ -51,6 +58,16 @@ def expanded(name: str, path: str) -> str:
     if path.startswith("~") and found == path:
         raise ValueError(f"{name} {path!r}: there is no such home (a name with ~ is ./~…)")
     return found
+
+
+def is_in_use(path: str) -> bool:
+    """Whether the file, under any of its names, is a database that this process has open."""
+    if not IN_USE:
+        return False
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return IN_USE[status.st_dev, status.st_ino] > 0
+    return False
 
 
 def sync_directory(path: str) -> None:
