@@ -138,7 +138,9 @@ class QQ:
             body = {"msg_type": 0, "msg_id": event.data["id"], "content": event.data["content"]}
             headers = {"Authorization": f"QQBot {await self.get_token()}"}
             async with self.http.post(url, json=body, headers=headers) as response:
-                response.raise_for_status()
+                answer = await response.json(content_type=None)
+                if answer.get("code", 0) not in (0, 40054005):  # the latter: QQ has it already
+                    raise OSError(f"not answered: {answer}")
 
 
 async def bot() -> None:

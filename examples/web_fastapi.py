@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Response
 
-from qqbot_session.bot import Bot, run_bot
+from qqbot_session.bot import ApiError, Bot, run_bot
 from qqbot_session.gateway import Dispatch
 
 
@@ -19,7 +19,11 @@ async def handle(event: Dispatch, bot: Bot) -> None:
     if event.type == "C2C_MESSAGE_CREATE":
         chat = f"/v2/users/{event.data['author']['user_openid']}/messages"
         answer = {"msg_type": 0, "msg_id": event.data["id"], "content": "pong"}
-        await bot.request("POST", chat, json=answer)
+        try:
+            await bot.request("POST", chat, json=answer)
+        except ApiError as error:
+            if error.code != 40054005:  # QQ has this answer already: it went out before a crash
+                raise
 
 
 @contextlib.asynccontextmanager
