@@ -1,4 +1,4 @@
-"""How the lines of many shards live and end together, and how a signal ends them.
+"""Run the lines of many shards, and end them together on an error, a cancellation or a signal.
 
 Rules:
 
@@ -41,7 +41,7 @@ _BLOCKED = 5.0  # seconds for which a loop may stand still without a warning
 
 
 async def run_together(lines: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run them until one ends, then end all in order; raise what ended the first.
+    """Run them until one ends, then end the others in order; raise the first one's error.
 
     Cancelled, cancel and await them all; every further cancellation is passed on to them.
     """

@@ -1,1 +1,1 @@
-"""What knows one library or framework each; import the module of the one you have."""
+"""One module per library or framework; import the one for yours."""

@@ -1,4 +1,4 @@
-"""What a framework's own console shows of a line: in its language, through its logger.
+"""What a framework's own console says about a line, in its language and through its logger.
 
 Rules:
 
@@ -95,7 +95,7 @@ class Console(ShardLog):
         tell: writes a line to the framework's log, given its level, itself, and the stack level of
             who speaks, as `logging` has it.
         name: returns the bot's name.
-        loaded: what the store found of the account; `None` = not known.
+        loaded: what the store found for the account; `None` = not known.
     """
 
     def __init__(
@@ -171,5 +171,5 @@ class Console(ShardLog):
 
 
 def console_line(language: Language, name: str, **words: object) -> str:
-    """Return a line that is about no shard: `login`, `refused`, `own_connect`."""
+    """Return a line that is not about one shard: `login`, `refused`, `own_connect`."""
     return _LINES[language][name].format(**words)

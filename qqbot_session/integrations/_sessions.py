@@ -1,4 +1,4 @@
-"""What the frameworks' integrations share: where sessions are kept, and who keeps each one up."""
+"""What the frameworks' integrations share: the store, and one task per session."""
 
 from __future__ import annotations
 

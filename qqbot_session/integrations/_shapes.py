@@ -1,4 +1,4 @@
-"""Whether a framework still has the hooks that an integration puts itself into.
+"""Checks that a framework still has the hooks that an integration replaces.
 
 With a version that has moved them the bot would run on without us, and forget its session without
 a word. So the module refuses to be imported, in one sentence that names what is installed.
@@ -57,7 +57,7 @@ def require(
         integration: the module that needs them.
 
     Raises:
-        ImportError: it has not; names the version and the hook.
+        ImportError: it does not; names the version and the hook.
     """
     for name, parameters in hooks.items():
         hook = getattr(owner, name, None)
@@ -72,7 +72,7 @@ def require_fields(package: str, owner: Any, names: Iterable[str], integration: 
     """Check that a dataclass has these fields.
 
     Raises:
-        ImportError: it has not; names the version and the fields.
+        ImportError: it does not; names the version and the fields.
     """
     if missing := sorted(set(names) - set(getattr(owner, "__dataclass_fields__", ()))):
         raise ImportError(

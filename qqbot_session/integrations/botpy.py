@@ -117,7 +117,7 @@ if TYPE_CHECKING:
 
 
 class SessionMixin(botpy.Client):
-    """Makes a client resume; put it before `botpy.Client` among the bases.
+    """Make a client resume; put it before `botpy.Client` among the bases.
 
     Args:
         sessions: where the sessions are kept: what `AsyncSessionStore` takes, or a store, which is
@@ -317,7 +317,7 @@ def remember(
     until: Until = "handled",
     grace: float = 5.0,
 ) -> _Client:
-    """Make a client resume that somebody else wrote; call it before `run` or `start`.
+    """Make a client that somebody else wrote resume; call it before `run` or `start`.
 
     Args:
         client: gets a class of its own, with `SessionMixin` before the class it had.
@@ -330,7 +330,7 @@ def remember(
         The client.
 
     Raises:
-        RuntimeError: the client has logged in: it is too late.
+        RuntimeError: the client has logged in already.
         TypeError: it is not a botpy client.
     """
     _check(until, grace)

@@ -33,7 +33,7 @@ class SessionStore:
         self._account_ids: dict[tuple[str, int], str] = {}
 
     async def load(self, app_id: str, shard_id: int) -> TheirState | None:
-        """Return the shard's newest session; the protocol does not tell of how many shards."""
+        """Return the shard's newest session; the protocol leaves out how many there are."""
         kept = [
             state
             for state in await self._store.load_all()
@@ -47,7 +47,7 @@ class SessionStore:
         return TheirState(state.session_id, state.last_seq, *state.shard)
 
     async def save(self, app_id: str, state: TheirState) -> None:
-        """Remember it at once; what has no session or no number is no session."""
+        """Remember it at once; a state without a session id or a number is ignored."""
         if not state.session_id or state.sequence is None:
             return
         shard = (state.shard_id, state.shard_count)

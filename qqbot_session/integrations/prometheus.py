@@ -9,7 +9,7 @@ Needs `pip install "qqbot_session[prometheus]"`. It finds the lines of `run_bot`
 
 Rules:
 
-* A gauge is read when it is asked for: it is never older than the scrape.
+* A gauge is read during the scrape, so it is never out of date.
 * All that runs on a bot's loop is counting, without a lock; the server has a thread of its own.
 """
 
@@ -69,7 +69,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Health], float | None]], ...] = (
 
 
 class SessionCollector(Collector):
-    """What Prometheus is told; `serve` registers one.
+    """What Prometheus scrapes; `serve` registers one.
 
     Lines have the label `account`: the account id, such as `102000000-0-1`. A gauge that has no
     value for a line, such as a close code before the first close, is left out for it.

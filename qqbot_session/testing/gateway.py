@@ -132,7 +132,7 @@ class LocalGateway(Settings, Samples):
     | op 1 from the gateway | `ask_heartbeat()` |
     | a half-open line | `freeze()`, from the start `open_half()` |
     | heartbeats without acknowledgement | `mute_acks()` |
-    | frames no client should die of | `send_malformed("binary")`; `send(anything)` |
+    | frames that must not crash a client | `send_malformed("binary")`; `send(anything)` |
     | the same message, new number | `duplicate()` |
     | the same number again | `repeat()` |
     | numbers out of order | `reorder()` |
@@ -181,17 +181,17 @@ class LocalGateway(Settings, Samples):
 
     @property
     def api_url(self) -> str:
-        """What stands for https://api.sgroup.qq.com and https://api.bot.qq.com."""
+        """The stand-in for https://api.sgroup.qq.com and https://api.bot.qq.com."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def token_url(self) -> str:
-        """What stands for https://bots.qq.com/app/getAppAccessToken."""
+        """The stand-in for https://bots.qq.com/app/getAppAccessToken."""
         return self.api_url + TOKEN
 
     @property
     def ws_url(self) -> str:
-        """What `/gateway` tells."""
+        """The address that `/gateway` returns."""
         return f"ws://{self.host}:{self.port}/websocket"
 
     @property
@@ -223,11 +223,11 @@ class LocalGateway(Settings, Samples):
         return self._api.requests
 
     def add_app(self, app_id: str, client_secret: str) -> None:
-        """Let the token endpoint know another app."""
+        """Add an app that the token endpoint accepts."""
         self._apps.add(app_id, client_secret)
 
     def remaining(self, app_id: str | None = None) -> int:
-        """Return how many Identifies are left to an app, by default the first."""
+        """Return how many Identifies an app has left; by default, the first app."""
         return self._apps.remaining(app_id or self.app_id)
 
     # Beginning and end
@@ -373,7 +373,7 @@ class LocalGateway(Settings, Samples):
         return len(lines)
 
     async def send_malformed(self, kind: str, *, shard: Shard | None = None) -> int:
-        """Send a frame that no client should die of: a kind of `MALFORMED`, or `"huge"` (5 MB)."""
+        """Send a frame that must not crash a client: a kind of `MALFORMED`, or `"huge"` (5 MB)."""
         return await self.send(malformed_frame(kind), shard=shard)
 
     async def ask_heartbeat(self, *, shard: Shard | None = None) -> int:
@@ -381,7 +381,7 @@ class LocalGateway(Settings, Samples):
         return await self.send({"op": 1}, shard=shard)
 
     def reorder(self, times: int = 1) -> None:
-        """Deliver the next events of online sessions each behind the one that follows it."""
+        """Deliver each of the next events of online sessions after the one that follows it."""
         self._script.late += times
 
     def skip_numbers(self, count: int = 1) -> None:
@@ -453,7 +453,7 @@ class LocalGateway(Settings, Samples):
         return len(lines)
 
     def mute_acks(self, muted: bool = True) -> None:
-        """Stop acknowledging heartbeats, or start again; they are still recorded."""
+        """Stop or resume acknowledging heartbeats; they are still recorded."""
         self._script.acks_muted = muted
 
     # What waits for whoever comes next
@@ -471,7 +471,7 @@ class LocalGateway(Settings, Samples):
         self._script.withhold(frame, times)
 
     def refuse_identifies(self, times: int = 1, code: Refusal = "op9") -> None:
-        """Refuse the next Identifies, as `refuse_resumes` does; no session start is spent."""
+        """Refuse the next Identifies, as `refuse_resumes` does; this uses up no session start."""
         self._script.refuse(self._script.identifies, times, code)
 
     def refuse_resumes(self, times: int = 1, code: Refusal = 4006) -> None:
@@ -506,7 +506,7 @@ class LocalGateway(Settings, Samples):
         headers: Mapping[str, str] | None = None,
         delay: float = 0.0,
     ) -> None:
-        """Answer calls of an endpoint so, the newest script first, whatever token they carry.
+        """Script an endpoint's answers, whatever token the calls carry; the newest script wins.
 
         Args:
             method: of the calls, `"GET"`.
@@ -530,15 +530,15 @@ class LocalGateway(Settings, Samples):
         status: int = 400,
         times: int | None = 1,
     ) -> None:
-        """Answer calls of an endpoint with an error in QQ's shape: see `respond`."""
+        """Answer calls to an endpoint with an error in QQ's format: see `respond`."""
         self._api.script(method, path, failure(code, message, status), times)
 
     def hang(self, method: str, path: str, times: int | None = 1) -> None:
-        """Never answer calls of an endpoint; the connections stay open."""
+        """Never answer calls to an endpoint; the connections stay open."""
         self._api.script(method, path, Answer(hang=True), times)
 
     def cut(self, method: str, path: str, times: int | None = 1) -> None:
-        """Cut the connections of calls of an endpoint, without an answer."""
+        """Cut the connections of calls to an endpoint, without an answer."""
         self._api.script(method, path, Answer(status=None), times)
 
     def clear_responses(self) -> None:

@@ -26,13 +26,13 @@ _DATA = frozenset({aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY})
 
 
 class Carried(Protocol):
-    """What a line knows of the session that it carries."""
+    """What a line knows about the session that it carries."""
 
     id: str
     shard: Shard
 
     def leave(self, line: Line, /) -> None:
-        """Be offline from now on, if this line carries the session."""
+        """Go offline if this line carries the session."""
         ...
 
 
@@ -94,7 +94,7 @@ class Line:
         return lambda: self._written >= ticket or self.ended or self.frozen
 
     def close(self, code: int, reason: str = "") -> None:
-        """Close after what is queued; a client that hinders it is cut off."""
+        """Close once the queue is sent; cut off a client that does not let that happen."""
         if self.closing:
             return
         self.detach()

@@ -51,7 +51,7 @@ def asks_for(intents: int, event_type: str) -> bool:
 
 
 def malformed_frame(kind: str) -> str | bytes:
-    """Return a frame that no client should die of: one of `MALFORMED`, or `"huge"`, of 5 MB."""
+    """Return a frame that must not crash a client: one of `MALFORMED`, or `"huge"`, of 5 MB."""
     if kind == "huge":
         return dump({"op": 99, "d": "x" * _HUGE})
     frames: dict[str, str | bytes] = {

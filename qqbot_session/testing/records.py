@@ -1,4 +1,4 @@
-"""What clients did, kept once: by kind, in the order in which it happened.
+"""What clients did, by kind, in the order in which it happened.
 
 All times are `time.monotonic()`, in seconds.
 """
@@ -59,7 +59,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An HTTP call, and what it was given.
+    """An HTTP call and its answer.
 
     Attributes:
         app_id: whose token it carried; `None` without a valid one.
@@ -92,7 +92,7 @@ class Sent(Call):
 
     @property
     def ok(self) -> bool:
-        """Whether QQ took it."""
+        """Whether QQ accepted it."""
         return self.status is not None and self.status < 300
 
     @property
@@ -120,7 +120,7 @@ class Sent(Call):
 
 
 class Records:
-    """The only list of each kind, and who is told of what is new."""
+    """One list per kind of record, and who is notified of new ones."""
 
     def __init__(self, tell: Callable[[], object]) -> None:
         self._lists: defaultdict[type, list[Any]] = defaultdict(list)

@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What the gateway knows of one session; `line` is `None` while it is offline."""
+    """What the gateway knows about one session; `line` is `None` while it is offline."""
 
     app_id: str
     shard: Shard
@@ -43,7 +43,7 @@ class Session:
     expired: bool = False
 
     def leave(self, line: Line) -> None:
-        """Be offline from now on, if this line carries the session."""
+        """Go offline if this line carries the session."""
         if self.line is line:
             self.line = None
             self.late.clear()

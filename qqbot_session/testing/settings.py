@@ -1,4 +1,4 @@
-"""What a `LocalGateway` can be told, and what its script holds in store."""
+"""The settings of a `LocalGateway`, and the failures it is scripted to cause."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Settings:
 
 
 def check_code(code: Refusal) -> None:
-    """Raise `ValueError` for what no close frame can carry (RFC 6455, 7.4)."""
+    """Raise `ValueError` for a code that no close frame can carry (RFC 6455, 7.4)."""
     if code not in (None, "op9") and not (type(code) is int and 1000 <= code < 5000):
         raise ValueError(f"not a close code of 1000 to 4999, 'op9' or None: {code!r}")
 
 
 @dataclass(slots=True)
 class Script:
-    """The misfortunes that wait for whoever comes next."""
+    """The failures that the next clients will meet."""
 
     upgrades: deque[int | None] = field(default_factory=deque)  # HTTP statuses; None = cut off
     identifies: deque[Refusal] = field(default_factory=deque)
