@@ -33,7 +33,7 @@ except ImportError as error:
 from .answers import Answers, Until, answers_for
 from .errors import ApiError, LeaseLostError
 from .gateway import Dispatch, Event, GatewaySession, Hello, Ready
-from .guard import check_handler
+from .guard import check_handler, end
 from .integrations.aiohttp import AiohttpSocket
 from .lifetime import run_together, run_until_stopped
 from .logs import say
@@ -349,8 +349,7 @@ async def _beside(started: Callable[[Bot], object] | None, bot: Bot) -> AsyncIte
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end(task)
 
 
 async def _run_beside(work: Awaitable[object]) -> None:

@@ -247,6 +247,12 @@ async def in_turns(items: Iterable[_T]) -> AsyncIterator[list[_T]]:
         yield piece
 
 
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel the task, and wait until it has ended."""
+    task.cancel()
+    await asyncio.wait([task])
+
+
 def retrieve(task: asyncio.Task[Any]) -> None:
     """Mark the task's exception as seen; a KeyboardInterrupt has already left through the loop."""
     if not task.cancelled():

@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from .errors import LeaseLostError, StoreClosedError
-from .guard import TASK_NAME, Patience, begin, outcome
+from .guard import TASK_NAME, Patience, begin, end, outcome
 from .logs import say
 from .state import check_seconds
 from .storages.base import LeasingStorage, Storage
@@ -124,8 +124,7 @@ class Leases:
             for task in late:
                 task.cancel()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end(self._task)
 
     @contextlib.asynccontextmanager
     async def _hold(

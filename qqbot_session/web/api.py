@@ -21,6 +21,7 @@ from typing import Any, Self
 import aiohttp
 
 from ..errors import ApiError, GatewayRefusedError, describe
+from ..guard import end
 from ..logs import say
 from ..words import Secret
 from .http import Answer, Http
@@ -66,8 +67,7 @@ class Tokens:
 
     async def __aexit__(self, *_: object) -> None:
         if self._request is not None:
-            self._request.cancel()
-            await asyncio.wait([self._request])
+            await end(self._request)
 
     @property
     def secrets(self) -> tuple[Secret, ...]:

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from ..errors import ApiError, GatewayRefusedError, describe
+from ..guard import end
 from ..integrations.aiohttp import AiohttpSocket
 from ..logs import say
 from ..pace import Pace, count
@@ -75,8 +76,7 @@ class Entrance:
 
     async def __aexit__(self, *_: object) -> None:
         if self._beside is not None:
-            self._beside.cancel()
-            await asyncio.wait([self._beside])
+            await end(self._beside)
 
     async def suggested_shards(self, known: Callable[[], Awaitable[list[Shard]]]) -> list[Shard]:
         """Return the shards that QQ suggests; if it does not answer, those that ran before."""
