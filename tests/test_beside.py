@@ -249,6 +249,7 @@ async def test_the_second_signal_ends_a_process_whose_loop_is_blocked(
         program.said
     )
     async with running(qq, tmp_path, "two_bots", bots=2) as program:
+        await program.until("handled", 3)
         program.process.send_signal(TERM)
         assert await program.end() == 0
     assert program.words().count("handled hello") == 3  # the old message, and the new one for two

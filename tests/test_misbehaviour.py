@@ -559,7 +559,7 @@ async def test_whatever_read_does_load_answers_and_the_account_lives(
         assert await store.update_last_seq("bot", 5) is False
         assert await store.touch("bot") is False
     assert "bot" in caplog.text
-    assert storage.count < 20, "it spins"
+    assert storage.count < 30, "it spins"  # seven tries in two seconds, some made three times
     await note(store, NEWEST)
     assert await ends(store.flush())
     assert await store.update_last_seq("bot", NEWEST + 1)
