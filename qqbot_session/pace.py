@@ -86,11 +86,6 @@ class Pace:
             self._remaining -= 1
         self.withdraw(shard)
 
-    def handshake_goes_out(self, shard: tuple[int, int]) -> None:
-        """Count it if it is an Identify: only those are granted."""
-        if shard in self._granted:
-            self.identified(shard)
-
     def withdraw(self, shard: tuple[int, int]) -> bool:
         """Take back what was granted to a shard; return whether anything was."""
         granted = shard in self._granted
