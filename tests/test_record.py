@@ -339,12 +339,13 @@ async def test_what_is_no_gateway_session_is_named(store: AsyncSessionStore, wro
         store.record_nowait(wrong)
 
 
+@pytest.mark.parametrize("remember_events", [0, 256])
 @pytest.mark.parametrize("order", [[2, 3, 4], [4, 3, 2], [3, 2, 4]])
 async def test_what_a_gateway_session_handled_is_told_from_what_it_received(
-    store: AsyncSessionStore, order: list[int]
+    store: AsyncSessionStore, order: list[int], remember_events: int
 ) -> None:
     # promise 2
-    gateway = GatewaySession("bot", app_id="1", intents=1)
+    gateway = GatewaySession("bot", app_id="1", intents=1, remember_events=remember_events)
     line = gateway.connect()
     line.opened("token", 0.0)
     line.receive({"op": 10, "d": {"heartbeat_interval": 45_000}}, 0.0)

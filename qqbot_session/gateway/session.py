@@ -210,7 +210,7 @@ class GatewaySession:
     @property
     def handled(self) -> object:
         """Changes with what was handled, and costs an event nothing: see `ledger.Source`."""
-        return self._watermark.settled, self._recent.changes
+        return self._watermark.done, self._recent.changes
 
     @property
     def resumable(self) -> bool:

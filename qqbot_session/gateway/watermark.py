@@ -231,6 +231,11 @@ class Watermark:
         """Whether this number holds the mark, or will once it is the lowest that does."""
         return seq in self._open
 
+    @property
+    def done(self) -> object:
+        """Changes when a number is settled, also above the mark."""
+        return self.settled, self._runs.highs[-1:], self._runs.inserted
+
     def above(self) -> str:
         """Return the numbers settled above the mark, as text like `12-40,45`, for `restore`."""
         mark, highs = -1 if self.settled is None else self.settled, self._runs.highs
@@ -312,6 +317,7 @@ class _Runs:
     def __init__(self) -> None:
         self.lows: list[int] = []
         self.highs: list[int] = []
+        self.inserted = 0  # numbers that came after a higher one
 
     def __contains__(self, number: int) -> bool:
         after = bisect_right(self.lows, number)
@@ -342,6 +348,7 @@ class _Runs:
         after = bisect_right(self.lows, number)
         if after > 0 and number <= self.highs[after - 1]:
             return
+        self.inserted += 1
         self.lows.insert(after, number)
         self.highs.insert(after, number)
         self._join(after)
