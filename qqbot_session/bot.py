@@ -45,7 +45,7 @@ from .store import AsyncSessionStore
 from .web.api import Api, Tokens
 from .web.entrance import MAX_SHARDS, Entrance, Shard
 from .web.http import Http
-from .words import Secret, address, shown, whenever
+from .words import Secret, address, hidden, shown, whenever
 
 __all__ = ["API_URL", "SANDBOX_API_URL", "TOKEN_URL", "ApiError", "Bot", "run_bot"]
 
@@ -182,7 +182,9 @@ async def run_bot(
         GatewayRefusedError: QQ refused the bot: a wrong secret, a ban, intents it may not use.
         TypeError, ValueError: an argument is not valid.
     """
-    sessions, secret = address(sessions), _check_secret(secret)
+    secret = _check_secret(secret)
+    sessions, proxy = address(sessions), address(proxy)
+    api_url, token_url = address(api_url), address(token_url)
     answers = answers_for(until)
     check_app_id(app_id)
     check_intents(intents)
@@ -380,7 +382,7 @@ def _check_way(proxy: object, **urls: str) -> Secret | None:
     plain = [name for name, url in urls.items() if not _is_private(name, url)]
     if plain:
         text = "%s: without TLS, everybody on the way can read the secret and the token"
-        names = " and ".join(f"{name} is {urls[name]}" for name in plain)
+        names = " and ".join(f"{name} is {hidden(urls[name])}" for name in plain)
         say(logging.WARNING, text, names, extra={"qqbot_reason": "plain"})
     if proxy is not None:
         return check_proxy("proxy", proxy)
@@ -393,10 +395,10 @@ def _is_private(name: str, url: object) -> bool:
     """Whether what goes to this address can be read there alone."""
     if not isinstance(url, str):
         raise TypeError(f"{name} must be a str or None, not {type(url).__name__}")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{name} must begin with https://, not {shown(url)!r}")
-    return parts.scheme == "https" or _is_loopback(parts.hostname)
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    if scheme not in ("http", "https") or not host:
+        raise ValueError(f"{name} must begin with https://, not {shown(hidden(url))!r}")
+    return scheme == "https" or _is_loopback(host)
 
 
 def _is_loopback(host: str) -> bool:

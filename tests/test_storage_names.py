@@ -144,6 +144,15 @@ def test_any_other_name_is_a_directory(name: str) -> None:
         lambda: asyncio.run(
             run_bot("1", WORD, intents=1, handle=never, sessions=f"redis:{WORD}@h")
         ),
+        *(
+            lambda address=address: asyncio.run(
+                run_bot("1", WORD, intents=1, handle=never, proxy=address)
+            )
+            for address in (f"socks5://u:{WORD}@h:1", f"http://u:{WORD}@h/x", f"http://u:{WORD}")
+        ),
+        lambda: asyncio.run(
+            run_bot("1", WORD, intents=1, handle=never, api_url=f"ftp://u:{WORD}@h")
+        ),
         lambda: open_storage(f"redis://:{WORD}@h:1:2"),
         lambda: SqliteStorage(""),
         lambda: FileStorage(""),

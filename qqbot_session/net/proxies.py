@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
-from ..words import Secret, hidden, shown
+from ..words import Secret, address, hidden, shown
 
 _SCHEMES = {"ws": "http", "wss": "https"}
 _PORTS = {"http": 80, "https": 443}
@@ -36,14 +36,14 @@ def proxy_for(url: str) -> Secret | None:
     scheme = _SCHEMES.get(parts.scheme, parts.scheme)
     if not any(os.environ.get(name) for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")):
         return None  # as nearly always; to read the whole environment takes longer than a socket
-    proxies = getproxies_environment()
-    proxy = proxies.get(scheme, "").strip()
+    proxies = {name: address(each) for name, each in getproxies_environment().items()}
+    proxy = address(proxies.get(scheme, "").strip())
     host, port = parts.hostname or "", parts.port or _PORTS.get(scheme)
     exceptions = proxies.get("no", "").lower().replace(",", " ").split()
     if not proxy or any(_is_excepted(host.rstrip("."), port, name) for name in exceptions):
         return None
     if "://" not in proxy:  # as curl takes it
-        proxy = f"http://{proxy}"
+        proxy = address(f"http://{proxy}")
     return check_proxy(f"{scheme.upper()}_PROXY", proxy)
 
 
@@ -67,17 +67,22 @@ def check_proxy(name: str, proxy: object) -> Secret:
     """
     if not isinstance(proxy, str):
         raise TypeError(f"{name} must be a str or None, not {type(proxy).__name__}")
-    try:
-        parts = urlsplit(proxy)
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:  # of the port
-        known = False
-    if not known or parts.path.strip("/") or parts.query or not proxy.isprintable():
+    if not _is_of_a_proxy(proxy):
         raise ValueError(
             f"{name} must be the address of an HTTP proxy, such as http://127.0.0.1:7890, "
             f"not {shown(hidden(proxy), 100)!r}"
         ) from None
     return Secret(proxy)
+
+
+def _is_of_a_proxy(proxy: str) -> bool:
+    """Whether an HTTP proxy can have this address; its parts stay out of the error's frames."""
+    try:
+        parts = urlsplit(proxy)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:  # of the port
+        return False
+    return bool(known and not parts.path.strip("/") and not parts.query and proxy.isprintable())
 
 
 def aiohttp_options(url: str, proxy: str | None) -> dict[str, Any]:
