@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ def new_token() -> str:
     import socket
 
     host = socket.gethostname()[:100]
-    return f"{secrets.token_hex(16)}/{os.getpid()}/{int(time.time())}/{host}"
+    return f"{os.urandom(16).hex()}/{os.getpid()}/{int(time.time())}/{host}"
 
 
 def holder_of(token: str) -> Holder | None:
