@@ -66,21 +66,26 @@ class CountedStorage(RedisStorage):
     """One whose calls keep virtual time from going on, also after their callers were cancelled."""
 
     async def read(self, account_id: str) -> bytes | None:
-        with _counted(lambda: self._reading):
+        with _counted(self._asked):
             return await super().read(account_id)
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
-        with _counted(lambda: self._latest):
+        with _counted(lambda: self._here().latest):
             return await super().commit(changes)
 
     async def aclose(self) -> None:
         with _counted():
             await super().aclose()
 
+    def _asked(self) -> asyncio.Future[Any] | None:
+        """Return the call that a cancelled read leaves behind."""
+        calls = [line._latest for line in self._here().lines.values()]
+        return next((call for call in calls if call is not None and not call.done()), None)
+
     @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
+    async def _in_time(self, here: Any) -> AsyncIterator[None]:
         with _counted():
-            async with super()._in_time():
+            async with super()._in_time(here):
                 yield
 
 
