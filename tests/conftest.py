@@ -65,6 +65,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # or no program gets a Ctrl-C
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as of one that `nohup` started
     config.addinivalue_line("markers", "real_time: run on an ordinary event loop")
 
 

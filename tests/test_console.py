@@ -120,6 +120,7 @@ def test_where_botpys_console_is_off_the_packages_own_logger_says_it_in_its_plac
     from qqbot_session.integrations._botpy_life import tell
 
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(logging.getLogger("qqbot_session"), "handlers", [])
     for propagates, logger in ((True, "botpy"), (False, "qqbot_session")):
         monkeypatch.setattr(logging.getLogger("botpy"), "propagate", propagates)
         caplog.clear()

@@ -152,6 +152,14 @@ def _readable(directory: str) -> set[str]:
     }
 
 
+def _is_unreadable(entry: os.DirEntry[str]) -> bool:
+    """Whether one file was there all the time and could not be read: bots replace them."""
+    before, readable, after = _status(entry), os.access(entry.path, os.R_OK), _status(entry)
+    if before is None or after is None or readable:
+        return False
+    return (before.st_ino, before.st_ctime_ns) == (after.st_ino, after.st_ctime_ns)
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(ascii(name)[1:-1] for name in names[:_SHOWN]) + more
@@ -223,7 +231,7 @@ def _examine_names(directory: str) -> Iterator[Finding]:
         if LEFT_OVER.fullmatch(entry.name):
             there = _status(entry)
             left_over += there is not None and time.time() - there.st_mtime > _LEFT_OVER_AGE
-        elif _is_record(entry) and not os.access(entry.path, os.R_OK) and _status(entry):
+        elif _is_record(entry) and _is_unreadable(entry):
             unreadable.append(entry.name)
     if unreadable:
         text = f"{len(unreadable)} that this user may not read: {_some(unreadable)}"
