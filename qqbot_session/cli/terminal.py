@@ -66,9 +66,14 @@ def flush() -> None:
 
 
 def discard_output() -> None:
-    """Send what is still buffered nowhere: whoever should read it is gone."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Send what is still buffered nowhere, if it cannot be written: nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return
 
 
 def _print(text: str) -> None:

@@ -185,13 +185,14 @@ def aiohttp_app() -> None:
 def uvicorn_lifespan() -> None:
     import uvicorn
 
-    uvicorn.run(asgi, port=0, log_level="warning")
+    uvicorn.run(asgi, port=0, log_level="warning", ws="none")
 
 
 def uvicorn_server() -> Awaitable[None]:
     import uvicorn
 
-    return uvicorn.Server(uvicorn.Config(plain_asgi, port=0, log_level="warning")).serve()
+    config = uvicorn.Config(plain_asgi, port=0, log_level="warning", ws="none")
+    return uvicorn.Server(config).serve()
 
 
 async def uvicorn_before_the_bot() -> None:
