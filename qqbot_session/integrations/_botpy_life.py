@@ -23,7 +23,7 @@ from ..shard import ShardRunner, Socket, account_id_for, open_gateway
 from ..store import AsyncSessionStore
 from ..words import Secret
 from ._console import Console, console_line
-from ._sessions import Loads, kept_in, known_address, only_line
+from ._sessions import Loads, Telling, kept_in, known_address, only_line
 
 Shard: TypeAlias = tuple[int, int]
 _Connect: TypeAlias = Callable[[str], Awaitable[Socket]]
@@ -98,7 +98,7 @@ class Life:
         async def open_line() -> Socket:
             socket = await connect(client._ws_ap["url"])
             gateway.remember_address(client._ws_ap["url"])
-            return _Telling(socket, partial(self._mark, shard, False))
+            return Telling(socket, partial(self._mark, shard, False))
 
         return ShardRunner(
             store,
@@ -198,18 +198,6 @@ class _Limits(dict[str, int]):
 
 
 _UNKNOWN = _Limits(max_concurrency=1, remaining=1)
-
-
-class _Telling:
-    """A socket that tells when it is closed."""
-
-    def __init__(self, socket: Socket, tell: Callable[[], object]) -> None:
-        self.send, self.receive = socket.send, socket.receive
-        self._close, self._tell = socket.close, tell
-
-    async def close(self, code: int, /) -> int | None:
-        self._tell()
-        return await self._close(code)
 
 
 @contextlib.asynccontextmanager

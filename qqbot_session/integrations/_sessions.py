@@ -7,12 +7,13 @@ import contextlib
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ..errors import SessionWriteError, StoreClosedError
 from ..gateway import GatewaySession
+from ..shard import Socket
 from ..storages import Storage
 from ..store import AsyncSessionStore, LoadDetails
 
@@ -23,6 +24,21 @@ _WRONG_BOT = re.compile(r"\b(100016|100007|10004)\b")  # QQ's codes
 _LONGEST_WAIT = 30.0  # seconds between two tries to log in; our choice
 
 _lines: dict[tuple[object, str], asyncio.Task[object]] = {}  # of this process
+
+
+class Telling:
+    """A socket that reports when it is closed."""
+
+    def __init__(self, socket: Socket, tell: Callable[[], object]) -> None:
+        self.send, self.receive = socket.send, socket.receive
+        self.closed = False
+        self._close, self._tell = socket.close, tell
+
+    async def close(self, code: int, /) -> int | None:
+        """Report that it closes, then close it."""
+        self.closed = True
+        self._tell()
+        return await self._close(code)
 
 
 @contextlib.asynccontextmanager

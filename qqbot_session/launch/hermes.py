@@ -17,8 +17,10 @@ import aiohttp
 from ..answers import Answers, skip_answer
 from ..errors import GatewayRefusedError
 from ..gateway import Dispatch, Event, Ready, Resumed
+from ..integrations._sessions import Telling
+from ..integrations._shapes import require
 from ..integrations.aiohttp import connect
-from ._lines import Telling, keep_up, require
+from ._lines import keep_up
 
 WRAPPED = "gateway.platforms.qqbot.adapter"
 """The module of the application that `wrap` takes."""
@@ -48,7 +50,7 @@ def wrap(module: ModuleType) -> None:
         ImportError: this version lacks a method that we need.
     """
     adapter = module.QQAdapter
-    require(adapter, _NEEDED, "hermes-agent")
+    require("hermes-agent", adapter, dict.fromkeys(_NEEDED, ()), __name__)
     request = adapter._api_request
 
     async def open_ws(self: Any, gateway_url: str) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 from ..answers import Answers
 from ..errors import GatewayRefusedError
 from ..gateway import Dispatch, Event, Ready, Resumed
+from ..integrations._shapes import require
 from ..integrations.websockets import WebsocketsSocket, connect
-from ._lines import keep_up, require
+from ._lines import keep_up
 
 WRAPPED = "langbot.libs.qq_official_api.api"
 """The module of the application that `wrap` takes."""
@@ -39,7 +40,7 @@ def wrap(module: ModuleType) -> None:
         ImportError: this version lacks a method that we need.
     """
     client = module.QQOfficialClient
-    require(client, _NEEDED, "LangBot")
+    require("langbot", client, dict.fromkeys(_NEEDED, ()), __name__)
 
     async def connect_gateway(
         self: Any,
