@@ -60,7 +60,7 @@ from .state import (
     check_state,
 )
 from .storages import Storage, storage_of
-from .storages.base import NotRegularError
+from .storages.base import NotRegularError, ask
 from .words import address, whenever
 
 _LEFT_OVER_AGE = 3600.0  # seconds
@@ -673,12 +673,15 @@ class AsyncSessionStore:
                 return self._remembered(account)
             began = self._ledger.moment()
             try:
-                data = await self._patiently(lambda: self._read_in_line(account_id), account_id)
+                data = await self._patiently(self._asked, account_id)
             except Exception as error:  # noqa: BLE001 - promise 10
                 return self._unread(account_id, error)
             found = inspect(account_id, data)
             if self._closed or self._ledger.learn(account_id, found.state, began):
                 return found
+
+    def _asked(self, account_id: str) -> Awaitable[bytes | None]:
+        return ask(self._storage, account_id) or self._read_in_line(account_id)
 
     async def _read_in_line(self, account_id: str) -> bytes | None:
         """Read, a bounded number at a time, so that thousands of reads do not hold the loop."""
@@ -710,7 +713,7 @@ class AsyncSessionStore:
             self._ledger.forget(account_id)
         return Verdict(LoadReason.UNREADABLE, describe(error))
 
-    async def _patiently(self, read: Callable[[], Awaitable[_T]], account_id: str = "") -> _T:
+    async def _patiently(self, read: Callable[[str], Awaitable[_T]], account_id: str = "") -> _T:
         """Read, and retry if that fails, unless reads have been failing for a while."""
         loop = self._commit.running_loop()
         deadline = loop.time() + _PATIENCE
@@ -718,7 +721,7 @@ class AsyncSessionStore:
         pause = _PAUSE
         while True:
             try:
-                result = await read()
+                result = await read(account_id)
             except NotRegularError:
                 self._note_unreadable(account_id)
                 raise
@@ -747,7 +750,7 @@ class AsyncSessionStore:
         unsure: set[str] = set()  # to be read one by one
         failed = False
         try:
-            await self._patiently(lambda: guarded(self._scan, found, unsure))
+            await self._patiently(lambda _: guarded(self._scan, found, unsure))
         except Exception as error:  # noqa: BLE001 - promise 10
             failed = True
             say(logging.WARNING, "cannot list the sessions: %s", describe(error))

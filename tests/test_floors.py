@@ -25,7 +25,7 @@ FLOORS = {
     "guard": (3, 0),
     "judging": (3, 0),
     "ledger": (3, 0),
-    "storages": (3, 0),
+    "storages": (3, 1),
     "gateway": (4, 0),
     "commit": (4, 0),
     "lease": (4, 1),

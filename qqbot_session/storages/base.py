@@ -6,6 +6,7 @@ retries. Its errors are any `Exception`; the store turns them into warnings and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +29,19 @@ def is_of(account_id: str, data: bytes) -> bool:
     if named in data and data.count(b"accountId") == 1 and _BACKSLASH not in data:
         return True
     return account_of(data) in (None, account_id)
+
+
+def ask(storage: Storage, account_id: str) -> asyncio.Future[bytes | None] | None:
+    """Ask a storage of ours for a record, without a task for each.
+
+    Returns:
+        `None` where `read` must be called: it is somebody else's, or does not know whom to ask yet.
+    """
+    own = getattr(type(storage), "_own_read", None)
+    if own is None or getattr(storage.read, "__func__", None) is not own:
+        return None
+    answer: asyncio.Future[bytes | None] | None = storage._asked(account_id)  # type: ignore[attr-defined]
+    return answer
 
 
 class NotRegularError(OSError):

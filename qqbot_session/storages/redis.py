@@ -49,6 +49,7 @@ from .redis_client import (
     secrets_of,
     server_url,
 )
+from .together import Together
 
 __all__ = ["RedisStorage"]
 
@@ -222,67 +223,6 @@ class _Elsewhere(Exception):
     """The server has slots, and the keys are of several, or of another server's."""
 
 
-_Batch = list[tuple[Any, asyncio.Future[Any]]]  # what is asked for, and who waits for the answer
-
-
-class _Line:
-    """Sends what is asked for at about the same time in one call, as when a fleet starts.
-
-    Args:
-        call: gets what was asked for, and returns an outcome for each: an answer or an error.
-    """
-
-    def __init__(self, call: Callable[[list[Any]], Awaitable[Sequence[Any]]]) -> None:
-        self._call = call
-        self._loop = asyncio.get_running_loop()
-        self._open: _Batch | None = None  # what the next call asks for
-        self._latest: asyncio.Task[Sequence[Any]] | None = None
-
-    def ask(self, item: Any) -> asyncio.Future[Any]:
-        """Return what will be the item's answer, or its error."""
-        batch = self._open
-        if batch is None or len(batch) >= _PAGE:
-            batch = self._open = []
-            self._latest = asyncio.ensure_future(self._run(self._latest, batch))
-            self._latest.add_done_callback(functools.partial(self._answer, batch))
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        batch.append((item, answer))
-        return answer
-
-    async def _run(
-        self, before: asyncio.Task[Sequence[Any]] | None, batch: _Batch
-    ) -> Sequence[Any]:
-        await asyncio.sleep(0)  # who else asks in this turn of the loop?
-        if before is not None and not before.done():
-            await asyncio.wait([before])
-            if not before.cancelled() and (error := before.exception()):
-                raise error  # a server that hangs costs one time-out, however many wait
-        self._close(batch)
-        return await self._call([item for item, _ in batch])
-
-    def _close(self, batch: _Batch) -> None:
-        if self._open is batch:
-            self._open = None
-
-    def _answer(self, batch: _Batch, task: asyncio.Task[Sequence[Any]]) -> None:
-        """Answer everybody, even if the call was cancelled before it began."""
-        self._close(batch)
-        outcomes: Sequence[Any]
-        if task.cancelled():  # by somebody who cancels all there is
-            outcomes = [ConnectionError("the call was cancelled")] * len(batch)
-        elif error := task.exception():
-            outcomes = [error] * len(batch)
-        else:
-            outcomes = task.result()
-        for (_, answer), outcome in zip(batch, outcomes, strict=True):
-            if answer.done():
-                continue  # who asked does not wait any more
-            if isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
-
-
 class _Here:
     """What a storage keeps for one event loop of one process."""
 
@@ -293,7 +233,7 @@ class _Here:
         self.name = secrets.token_hex(8).encode()
         self.number = 0  # of the latest write
         self.latest: asyncio.Future[Mapping[str, Exception]] | None = None
-        self.lines: dict[str, _Line] = {}  # by kind of call and node
+        self.lines: dict[str, Together] = {}  # by kind of call and node
         self.clocks: dict[str, tuple[float, float]] = {}  # theirs less ours, and when it was asked
         self.tokens: dict[str, str] = {}  # of the leases acquired here
         self.until: dict[str, float] = {}  # monotonic; nobody else can have the lease before
@@ -384,6 +324,16 @@ class RedisStorage:
         except _ServerError as error:
             raise OSError(f"the record of {account_id!r} cannot be read: {error}") from None
         return found
+
+    _own_read = read
+
+    def _asked(self, account_id: str) -> asyncio.Future[bytes | None] | None:
+        here = self._here()
+        if here.in_cluster:  # which node has to be found out first
+            return None
+        key = self._key(account_id)
+        answer: asyncio.Future[bytes | None] = self._line(here, "read").ask(key)
+        return answer
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         """Write and delete records.
@@ -669,6 +619,9 @@ class RedisStorage:
         if here.in_cluster:
             await self._ready(here)
             node = here.node(key)
+        return await self._line(here, kind, node).ask(item)
+
+    def _line(self, here: _Here, kind: str, node: str = "") -> Together:
         line = here.lines.get(kind + node)
         if line is None:
             calls: dict[str, Any] = {
@@ -676,8 +629,8 @@ class RedisStorage:
                 "discard": self._discard,
                 "take": self._take_all,
             }
-            line = here.lines[kind + node] = _Line(functools.partial(calls[kind], here))
-        return await line.ask(item)
+            line = here.lines[kind + node] = Together(functools.partial(calls[kind], here))
+        return line
 
     async def _each(
         self,

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -38,7 +39,8 @@ from .database import (
 )
 from .database import SCHEMA as _SCHEMA  # noqa: F401 - the format, for whoever looks for it here
 from .places import expanded
-from .threads import Threads, Together
+from .threads import Threads
+from .together import Together
 
 __all__ = ["NotOurDatabaseError", "SqliteStorage"]
 
@@ -159,7 +161,13 @@ class SqliteStorage:
         Raises:
             sqlite3.Error, OSError: it cannot be read.
         """
-        return await self._reads.read(account_id)
+        account_id.encode()  # what can be no record's name fails alone
+        return await self._asked(account_id)
+
+    _own_read = read
+
+    def _asked(self, account_id: str) -> asyncio.Future[bytes | None]:
+        return self._reads.ask(account_id)
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
         """Write and delete records, all of them or none.
@@ -244,10 +252,10 @@ class SqliteStorage:
 
     # From here on: on a thread.
 
-    def _read(self, account_ids: Sequence[str]) -> Mapping[str, bytes | Exception | None]:
+    def _read(self, account_ids: Sequence[str]) -> list[bytes | Exception | None]:
         absent: dict[str, bytes | Exception | None] = dict.fromkeys(account_ids)
 
-        def read(connection: sqlite3.Connection) -> Mapping[str, bytes | Exception | None]:
+        def read(connection: sqlite3.Connection) -> dict[str, bytes | Exception | None]:
             try:
                 found = dict(connection.execute(_read_of(len(account_ids)), account_ids))
             except sqlite3.DatabaseError as error:
@@ -256,7 +264,8 @@ class SqliteStorage:
                 found = {id_: _read_alone(connection, id_) for id_ in account_ids}
             return absent | found
 
-        return self._database.run("reader", read, absent)
+        found = self._database.run("reader", read, absent)
+        return [found[account_id] for account_id in account_ids]
 
     def _page(self, after: int) -> tuple[list[tuple[str, bytes]], int | None]:
         """Return some records, and after which row the next ones are if there may be any."""
