@@ -779,6 +779,17 @@ def test_an_extra_made_read_only_is_the_one_that_a_state_makes() -> None:
     assert read_only({}) is SessionState(account_id="a").extra
 
 
+def test_a_text_that_is_known_to_need_no_escapes_is_encoded_like_any_other() -> None:
+    extra = {"t": "12-40,45:0 0f", 'n"': 'é"', "i": 1}
+    state = SessionState(account_id="a", extra=extra)
+    made = known_valid(state, extra=read_only(extra, plain=("t",)))
+    assert made == state
+    assert encode(made) == encode(state)
+    for copied in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        assert copied == state
+        assert encode(copied) == encode(state)
+
+
 @pytest.mark.parametrize("text", ["x", "é", "\ud800é"], ids=ascii)
 def test_the_length_of_an_extra_is_the_one_that_is_judged(text: str) -> None:
     spare = MAX_EXTRA_BYTES - extra_length({"t": text})

@@ -71,6 +71,7 @@ _ADDRESS = "gatewayUrl"
 _MAX_ADDRESS = 512  # characters
 _DEATHS = "deaths"
 _ENDED = "endedInOrder"
+_TEXTS = (_DEATHS, _SETTLED_ABOVE, _HELD_SECONDS, _RECENT_EVENTS)  # what matters most comes first
 
 _EARLIER = 32  # sessions of this process whose events may still settle
 _TIME = 16  # bytes of a time in milliseconds
@@ -401,7 +402,7 @@ class GatewaySession:
 
     def _make_state(self, above: str, held: str, deaths: str) -> SessionState | None:
         session = self._session
-        ours: dict[str, Any] = {}  # what matters most comes first
+        ours: dict[str, Any] = {}  # likewise
         if (spent := self._back_off.full_at) > self._now:
             ours[_IDENTIFIES] = round(spent * 1000)
         if self._refusal is not None:
@@ -411,9 +412,8 @@ class GatewaySession:
         if self._ended and session.session_id is not None:
             ours[_ENDED] = True
         recent = self._recent.text() if self._recent.limit else ""
-        texts = {_DEATHS: deaths, _SETTLED_ABOVE: above, _HELD_SECONDS: held}
-        texts[_RECENT_EVENTS] = recent
-        ours |= {name: text for name, text in texts.items() if text}
+        texts = zip(_TEXTS, (deaths, above, held, recent), strict=True)
+        ours |= {name: text for name, text in texts if text}
         return known_valid(session, last_seq=self.settled, extra=self._with_ours(ours))
 
     def _with_ours(self, ours: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -431,7 +431,7 @@ class GatewaySession:
             if (room := room - size - len(name) - 16) < 0:
                 break
             fitting[name] = value
-        return read_only({**theirs, **fitting})
+        return read_only({**theirs, **fitting}, plain=_TEXTS)
 
     def _may_resume(self) -> bool:
         tries = self._session.failed_resumes
