@@ -380,9 +380,9 @@ def _checked_extra(extra: object) -> Mapping[str, Any]:
 
 def extra_length(extra: Mapping[str, Any]) -> int:
     """Return how many bytes `extra` takes encoded; past `MAX_EXTRA_BYTES`, at least how many."""
-    if extra and (lines := _flat(extra, encode_basestring)) is not None:
+    if extra and (pieces := _flat(extra, encode_basestring)) is not None:
         with contextlib.suppress(UnicodeEncodeError):
-            return len(",\n  ".join(lines).encode()) + 6
+            return len("".join(pieces).encode()) + 2
     try:
         return _length(extra, ascii_only=False)
     except UnicodeEncodeError:  # lone surrogates: `encode` will escape them
@@ -390,21 +390,21 @@ def extra_length(extra: Mapping[str, Any]) -> int:
 
 
 def _flat(extra: Mapping[str, Any], quote: Callable[[str], str]) -> list[str] | None:
-    """Return the lines of an `extra` of texts and numbers, as ours is; `None` for any other."""
-    lines = []
+    """Return the text of an `extra` of texts and numbers, in pieces; `None` for any other."""
+    pieces: list[str] = []
     plain: Container[str] = extra.plain if type(extra) is _PlainObject else ()
     for name, value in extra.items():
         if name in plain:
-            lines.append(f'"{name}": "{value}"')
+            pieces += (',\n  "', name, '": "', value, '"')
         elif type(value) is str:
-            lines.append(f"{quote(name)}: {quote(value)}")
+            pieces += (f",\n  {quote(name)}: ", quote(value))
         elif type(value) is int:
-            lines.append(f"{quote(name)}: {value}")
+            pieces.append(f",\n  {quote(name)}: {value}")
         elif value is True or value is False:
-            lines.append(f"{quote(name)}: {'true' if value else 'false'}")
+            pieces.append(f",\n  {quote(name)}: {'true' if value else 'false'}")
         else:
             return None
-    return lines
+    return pieces
 
 
 def _length(extra: Mapping[str, Any], *, ascii_only: bool) -> int:
@@ -440,31 +440,34 @@ def _encode(
     state: SessionState, last_seq: int | None, saved_at: float, quote: Callable[[str], str]
 ) -> str:
     # Laid out by hand: five times as fast as `json.dumps(indent=2)`, for the same bytes.
-    session_id, rest = state.session_id, ""
-    if state.app_id is not None:
-        rest = f',\n  "appId": {quote(state.app_id)}'
-    if state.intents is not None:
-        rest += f',\n  "intents": {state.intents}'
-    if state.shard is not None:
-        rest += f',\n  "shard": [\n    {state.shard[0]},\n    {state.shard[1]}\n  ]'
-    if state.established_at is not None:
-        rest += f',\n  "establishedAt": {round(state.established_at * 1000)}'
-    if state.failed_resumes:
-        rest += f',\n  "failedResumes": {state.failed_resumes}'
-    if state.extra:
-        flat = _flat(state.extra, quote)
-        if flat is None:
-            escape = quote is encode_basestring_ascii
-            flat = [json.dumps(state.extra, indent=2, ensure_ascii=escape)[4:-2]]
-        rest = ",\n  ".join([rest, *flat])
-    return (
+    session_id = state.session_id
+    pieces = [
         f'{{\n  "sessionId": {"null" if session_id is None else quote(session_id)},'
         f'\n  "lastSeq": {"null" if last_seq is None else last_seq},'
         f'\n  "lastConnectedAt": {round(state.last_connected_at * 1000)},'
         f'\n  "intentLevelIndex": {state.intent_level_index},'
         f'\n  "accountId": {quote(state.account_id)},'
-        f'\n  "savedAt": {round(saved_at * 1000)}{rest}\n}}'
-    )
+        f'\n  "savedAt": {round(saved_at * 1000)}'
+    ]
+    if state.app_id is not None:
+        pieces.append(f',\n  "appId": {quote(state.app_id)}')
+    if state.intents is not None:
+        pieces.append(f',\n  "intents": {state.intents}')
+    if state.shard is not None:
+        pieces.append(f',\n  "shard": [\n    {state.shard[0]},\n    {state.shard[1]}\n  ]')
+    if state.established_at is not None:
+        pieces.append(f',\n  "establishedAt": {round(state.established_at * 1000)}')
+    if state.failed_resumes:
+        pieces.append(f',\n  "failedResumes": {state.failed_resumes}')
+    if state.extra:
+        flat = _flat(state.extra, quote)
+        if flat is None:
+            escape = quote is encode_basestring_ascii
+            laid_out = json.dumps(state.extra, indent=2, ensure_ascii=escape)
+            flat = [",\n  ", laid_out[4:-2]]
+        pieces += flat
+    pieces.append("\n}")
+    return "".join(pieces)
 
 
 def decode(data: bytes) -> SessionState:
