@@ -149,11 +149,12 @@ class Account:
     def ask(self) -> None:
         """Fetch the newest state from the source, unless it has begun another session."""
         mark = self.mark
-        if mark is not None and mark.source is not None and self.state is not None:
-            state = mark.source.state
-            if state is not None and state.session_id == self.state.session_id:
-                self.state, self.last_seq = state, state.last_seq
-                self.moved |= mark.handled != mark.source.handled
+        if mark is None or self.state is None or (source := mark.source) is None:
+            return
+        state = source.state
+        if state is not None and state.session_id == self.state.session_id:
+            self.state, self.last_seq = state, state.last_seq
+            self.moved |= mark.handled != source.handled
 
     def newest(self, now: float) -> SessionState | None:
         """Return the state as it is on storage, or as it would be written now."""
@@ -238,19 +239,35 @@ class Ledger:
         mark.session_id = session_of(account.state)
         return mark
 
-    def is_noted(self, account: Account, source: Source) -> bool:
-        """Whether the account's session is the one that this source has now."""
+    def noted(self, account: Account, source: Source) -> Mark | None:
+        """Return the account's mark if its session is the one that this source has now."""
         mark = account.mark
-        return (
+        if (
             mark is not None
+            and mark.generation == source.generation
+            and mark.turn == source.turn
             and account.has_session
-            and (mark.generation, mark.turn) == (source.generation, source.turn)
             and mark.session_id == session_of(account.state)  # else another was saved or read since
-        )
+        ):
+            return mark
+        return None
 
     def mark(self, account: Account, source: Source, *, warm: bool) -> None:
         """Let the source be asked for the state when the account, just changed, is encoded."""
         mark = self.note(account, source)
+        self.due.pop(account.id, None)
+        mark.source = source
+        if warm and account.moved:
+            self.marked[account.id] = mark
+
+    def renew(
+        self, account: Account, mark: Mark, source: Source, *, moves: bool, warm: bool
+    ) -> None:
+        """Do what `change` and `mark` do when there is news of a source that is noted."""
+        self._moment = account.moment = self._moment + 1
+        account.changed = account.is_ours = True
+        account.denied = account.was_read = False
+        account.moved |= moves
         self.due.pop(account.id, None)
         mark.source = source
         if warm and account.moved:
@@ -272,11 +289,13 @@ class Ledger:
     def take(self, account: Account, now: float) -> bytes | None:
         """Encode what is to be written; a retry of an unchanged state keeps its stamp."""
         account.ask()
-        if account.mark is not None and account.mark.source is not None:
-            account.mark.handled = account.mark.source.handled
+        mark = account.mark
+        if mark is not None and mark.source is not None:
+            mark.handled = mark.source.handled
         self._settle(account)
         stamp = now if account.changed else account.stamp
-        data = None if account.state is None else encode(account.state, account.last_seq, stamp)
+        state = account.state
+        data = None if state is None else encode(state, account.last_seq, stamp)
         account.stamp, account.handed, account.changed = stamp, True, False
         return data
 

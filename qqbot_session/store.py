@@ -602,25 +602,28 @@ class AsyncSessionStore:
 
     def _record(self, gateway: Source) -> None:
         self._check_open()
+        loop = self._commit.running_loop()
         try:
             account_id = check_account_id(gateway.account_id)
-            _ = gateway.turn, gateway.handled, gateway.generation, gateway.shard
+            account = self._ledger.accounts.get(account_id)
+            handled = gateway.handled
+            noted = None if account is None else self._ledger.noted(account, gateway)
+            _ = gateway.turn, gateway.generation, gateway.shard
         except AttributeError:
             raise TypeError(f"gateway must be a GatewaySession, not {gateway!r}") from None
-        loop = self._commit.running_loop()
-        account = self._ledger.accounts.get(account_id)
+        if account is not None and noted is not None:
+            moves = noted.handled != handled
+            self._commit.write_soon(account, moves=moves, at_once=False)
+            self._ledger.renew(account, noted, gateway, moves=moves, warm=not loop.get_debug())
+            return
         mark = None if account is None else account.mark
         if mark is not None and _is_outdated(mark, gateway):
             return
-        if account is not None and mark is not None and self._ledger.is_noted(account, gateway):
-            state: SessionState | None = account.state  # the newest is asked for when it is written
-            moves = mark.handled != gateway.handled
-        else:
-            state, moves = gateway.state, True
+        state = gateway.state
         if state is not None:
             account = account or self._ledger.account(account_id)
             last_seq = account.last_seq if state is account.state else state.last_seq
-            self._change(account, state, last_seq, moves=moves)
+            self._change(account, state, last_seq)
             self._ledger.mark(account, gateway, warm=not loop.get_debug())
             return
         if account.has_session if account is not None else account_id not in self._unreadable:

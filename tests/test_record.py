@@ -221,6 +221,20 @@ async def test_a_record_after_another_session_is_the_gateway_s(
     assert (on_storage(storage).session_id, on_storage(storage).last_seq) == ("s1", 2)
 
 
+async def test_a_state_of_the_same_session_that_is_saved_after_a_record_counts(
+    store: AsyncSessionStore, storage: FaultyStorage, gateway: Gateway
+) -> None:
+    # promise 4
+    await grown_up(store, gateway)
+    assert await store.update_last_seq("bot", 5)
+    gateway.handle(2)
+    await store.record(gateway)
+    assert gateway.newest is not None
+    await store.save(replace(gateway.newest, last_seq=9))
+    await store.flush()
+    assert on_storage(storage).last_seq == 9
+
+
 async def test_an_older_gateway_session_writes_nothing_and_is_named_once(
     store: AsyncSessionStore,
     storage: FaultyStorage,
