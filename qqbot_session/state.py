@@ -18,6 +18,7 @@ import math
 from codecs import BOM_UTF8
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -479,17 +480,20 @@ def decode(data: bytes) -> SessionState:
         InvalidRecordError: the bytes are not a record.
     """
     fields = _json_object(data)
-    values: dict[str, Any] = {}
-    for wire, (name, convert) in _FIELDS.items():
-        value = fields.pop(wire, None)
-        if value is not None:
-            values[name] = value if convert is None else convert(value)
-    if "account_id" not in values:
-        raise InvalidRecordError("the record has no accountId")
+    state: Any = _Draft()  # checked as by the constructor, at half the cost
     try:
-        return SessionState(**values, extra=fields) if fields else SessionState(**values)
+        for wire, (name, check, default) in _FIELDS.items():
+            value = fields.pop(wire, None)
+            setattr(state, name, default if value is None else check(value))
+        if state.account_id is None:
+            raise InvalidRecordError("the record has no accountId")
+        state.extra = _checked_extra(fields) if fields else _NOTHING
+        state.__class__ = SessionState
+        if len(state.account_id) + len(state.session_id or "") + len(state.app_id or "") > 512:
+            _check_length(state)
     except (TypeError, ValueError) as error:
         raise InvalidRecordError(str(error)[:200]) from None
+    return cast(SessionState, state)
 
 
 def account_of(data: bytes) -> str | None:
@@ -520,31 +524,39 @@ strict_json = json.JSONDecoder(parse_constant=_refuse_constant)
 """Standard JSON: without NaN and infinities."""
 
 
-def _from_milliseconds(value: object) -> object:
-    """Convert a number; leave anything else to the constructor, whose error names it."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return value
-    try:
+def _from_milliseconds(name: str, value: object) -> float:
+    if type(value) is int and 0 <= value <= MAX_SECONDS * 1000:
         return value / 1000
-    except OverflowError:
-        return math.inf
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            value = value / 1000
+    return _seconds(name, value)
 
 
-def _from_array(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _from_array(value: object) -> tuple[int, int]:
+    return check_shard(tuple(value) if isinstance(value, list) else value)
 
 
-_FIELDS: dict[str, tuple[str, Callable[[object], object] | None]] = {
-    "sessionId": ("session_id", None),
-    "lastSeq": ("last_seq", None),
-    "lastConnectedAt": ("last_connected_at", _from_milliseconds),
-    "intentLevelIndex": ("intent_level_index", None),
-    "accountId": ("account_id", None),
-    "savedAt": ("saved_at", _from_milliseconds),
-    "appId": ("app_id", None),
-    "intents": ("intents", None),
-    "shard": ("shard", _from_array),
-    "establishedAt": ("established_at", _from_milliseconds),
-    "failedResumes": ("failed_resumes", None),
+def _field(
+    name: str, check: Callable[[object], object]
+) -> tuple[str, Callable[[object], object], object]:
+    """Return a field, what makes its value of what is on the wire, and its default."""
+    return name, check, _DEFAULTS.get(name)
+
+
+_FIELDS = {
+    "sessionId": _field("session_id", _check_session_id),
+    "lastSeq": _field("last_seq", check_last_seq),
+    "lastConnectedAt": _field(
+        "last_connected_at", partial(_from_milliseconds, "last_connected_at")
+    ),
+    "intentLevelIndex": _field("intent_level_index", partial(_check_integer, "intent_level_index")),
+    "accountId": _field("account_id", check_account_id),
+    "savedAt": _field("saved_at", partial(_from_milliseconds, "saved_at")),
+    "appId": _field("app_id", check_app_id),
+    "intents": _field("intents", check_intents),
+    "shard": _field("shard", _from_array),
+    "establishedAt": _field("established_at", partial(_from_milliseconds, "established_at")),
+    "failedResumes": _field("failed_resumes", partial(_check_integer, "failed_resumes")),
 }
 _KNOWN = frozenset(_FIELDS)
