@@ -107,12 +107,14 @@ class Batch:
         self.outage: BaseException | None = None  # why it is not even attempted
 
 
-@dataclass(frozen=True, slots=True)
 class _Failure:
     """Why an account's latest attempt failed, and the seconds until the next."""
 
-    error: BaseException
-    delay: float
+    __slots__ = ("delay", "error")
+
+    def __init__(self, error: BaseException, delay: float) -> None:
+        self.error = error
+        self.delay = delay
 
 
 class GroupCommit:

@@ -10,7 +10,6 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from .errors import InvalidRecordError, name_one
@@ -39,7 +38,6 @@ _ASKED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """What is known of an account's record.
 
@@ -51,11 +49,21 @@ class Verdict:
         age: seconds since it was saved, negative if that lies ahead; `None` if not known.
     """
 
-    reason: LoadReason
-    detail: str = ""
-    state: SessionState | None = None
-    data: bytes | None = None
-    age: float | None = None
+    __slots__ = ("age", "data", "detail", "reason", "state")
+
+    def __init__(
+        self,
+        reason: LoadReason,
+        detail: str = "",
+        state: SessionState | None = None,
+        data: bytes | None = None,
+        age: float | None = None,
+    ) -> None:
+        self.reason = reason
+        self.detail = detail
+        self.state = state
+        self.data = data
+        self.age = age
 
     @property
     def words(self) -> str:

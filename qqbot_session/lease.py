@@ -33,7 +33,6 @@ from .guard import TASK_NAME, Patience, begin, end, outcome
 from .logs import say
 from .state import check_seconds
 from .storages.base import LeasingStorage, Storage
-from .storages.holders import new_token
 from .words import whenever
 
 _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
@@ -52,6 +51,8 @@ class Lease:
         self.account_id = account_id
         self.ttl = ttl
         self.lost: str | None = None
+        from .storages.holders import new_token
+
         self._token = new_token()
         self._next = 0.0  # when to renew it, in the loop's time
         self._end: asyncio.TimerHandle | None = None

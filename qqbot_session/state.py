@@ -210,7 +210,7 @@ def _name(name: object) -> str:
 _NOTHING = _FrozenObject()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SessionState:
     """What an account must remember about its gateway session to Resume it.
 

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from . import watch
 from .commit import GroupCommit, WriteDetails
@@ -44,7 +44,6 @@ from .judging import (
     judge,
     shown_key,
 )
-from .lease import Lease, Leases
 from .ledger import Account, Ledger, Mark, Source, is_turn
 from .logs import EXITS, say
 from .state import (
@@ -62,6 +61,9 @@ from .state import (
 from .storages import Storage, storage_of
 from .storages.base import NotRegularError, ask
 from .words import address, whenever
+
+if TYPE_CHECKING:
+    from .lease import Lease, Leases
 
 _LEFT_OVER_AGE = 3600.0  # seconds
 _PATIENCE = 2.0  # seconds that a failed read is tried again
@@ -157,7 +159,7 @@ class AsyncSessionStore:
         )
         self._due = self._ledger.due
         self._marked = self._ledger.marked
-        self._leases = Leases(self._storage, flush=self.flush, forget=self._commit.forget)
+        self._leases: Leases | None = None
         self._unreadable: dict[str, float] = {}  # since when, in the loop's seconds
         self._reads_fail = False
         self._reads = asyncio.Semaphore(_READS)
@@ -460,6 +462,10 @@ class AsyncSessionStore:
             RuntimeError: this store already holds the lease or waits for it.
         """
         self._check_open()
+        if self._leases is None:
+            from .lease import Leases
+
+            self._leases = Leases(self._storage, flush=self.flush, forget=self._commit.forget)
         return self._leases.hold(check_account_id(account_id), ttl)
 
     # The end
@@ -559,7 +565,8 @@ class AsyncSessionStore:
     async def _release(self, closer: asyncio.Task[object] | None) -> None:
         """Give up the leases, and close the storage if the store made it."""
         try:
-            await self._leases.aclose(closer)
+            if self._leases is not None:
+                await self._leases.aclose(closer)
             if self._owns_storage:
                 await self._storage.aclose()
         except Exception as error:  # noqa: BLE001 - the records are what matters

@@ -593,9 +593,11 @@ async def test_taking_and_leaving_many_leases_looks_at_each_a_few_times(server: 
         AsyncSessionStore(SharedStorage(server)) as store,
         contextlib.AsyncExitStack() as all,
     ):
+        leases = [store.lease(f"bot-{number}", ttl=TTL) for number in range(count)]
+        assert store._leases is not None
         store._leases._held = Held()
-        for number in range(count):
-            await all.enter_async_context(store.lease(f"bot-{number}", ttl=TTL))
+        for lease in leases:
+            await all.enter_async_context(lease)
         await asyncio.sleep(TTL + 0.1)  # three renewals
         assert server.renewals == 3
         assert Held.looked_at <= 10 * count

@@ -11,8 +11,12 @@ Rules:
 
 from __future__ import annotations
 
-import hashlib
 import re
+
+try:  # as `random` does: what `hashlib` loads of OpenSSL takes a tenth of our import
+    from _sha256 import sha256  # type: ignore[import-not-found]
+except ImportError:  # since Python 3.12 it is another's
+    from hashlib import sha256
 
 _LONGEST = 255  # bytes, on every ordinary file system
 _SHORTENED = 105  # characters before the hash: 143 bytes in all
@@ -52,4 +56,4 @@ def other_names(account_id: str) -> tuple[str, ...]:
 
 def _with_hash(account_id: str) -> str:
     start = original_name(account_id).removesuffix(".json")[:_SHORTENED]
-    return f"{start}.{hashlib.sha256(account_id.encode()).hexdigest()[:32]}.json"
+    return f"{start}.{sha256(account_id.encode()).hexdigest()[:32]}.json"
