@@ -31,7 +31,6 @@ class RecentEvents:
 
     Attributes:
         limit: how many are written down; 0 = none, and nothing is known.
-        changes: how often what `text` says has changed.
         names: those that were handled in this process, oldest first; not all that are known.
     """
 
@@ -41,7 +40,12 @@ class RecentEvents:
         self.restored: frozenset[str] = _NONE  # digests, until they are too old
         self._text = ""  # the digests of all but those of `_new`, oldest first, as they are written
         self._new: list[str] = []  # names whose digests were not needed yet
-        self.changes = 0
+        self._written = 0  # names whose digests were
+
+    @property
+    def changes(self) -> int:
+        """How often what `text` says has changed."""
+        return self._written + len(self._new)
 
     def __contains__(self, name: str) -> bool:
         return name in self.names or (bool(self.restored) and _digest(name) in self.restored)
@@ -66,7 +70,6 @@ class RecentEvents:
             return
         names[name] = None
         self._new.append(name)
-        self.changes += 1
         if len(names) > 2 * self.limit:  # seldom, and so cheaper than one by one
             self._forget()
         if self.restored and len(names) >= self.limit:
@@ -77,6 +80,7 @@ class RecentEvents:
         if self._new:
             new = " ".join(map(_digest, self._new[-self.limit :]))
             self._text = f"{self._text} {new}"[-_WIDTH * self.limit + 1 :].lstrip()
+            self._written += len(self._new)
             self._new.clear()
         return self._text
 
@@ -86,10 +90,11 @@ class RecentEvents:
         digests = list(filter(_DIGEST.fullmatch, words))[-self.limit :] if self.limit else []
         self._text = " ".join(digests)
         self.restored = frozenset(digests) if digests else _NONE
-        self.changes += 1
+        self._written += 1
 
     def _forget(self) -> None:
         self.names = dict.fromkeys(islice(self.names, self.limit, None))
+        self._written += max(0, len(self._new) - self.limit)
         del self._new[: -self.limit]
 
 
