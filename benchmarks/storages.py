@@ -100,6 +100,8 @@ async def _batches(settings: Settings, directory: Path) -> list[Row]:
             for batch in batches:
                 await storage.commit(batch)
             sides[name] = partial(_timed, storage.commit, batches)
+            if isinstance(storage, RedisStorage):
+                sides[name] = partial(_awake, storage.client, sides[name])
         sides |= await _by_hand(stack, directory, batches, makers)
         with no_collection():
             idle = await take_turns(sides, settings.repeats(40))
@@ -115,6 +117,12 @@ async def _timed(commit: Callable[[Any], Awaitable[Any]], batches: list[Any]) ->
     started = time.perf_counter()
     await commit(batch)
     return (time.perf_counter() - started) / len(batch)
+
+
+async def _awake(client: Any, side: _Side) -> float:
+    """Wake the server first: during other sides' turns it, or its core, has gone to sleep."""
+    await client.ping()
+    return await side()
 
 
 async def _by_hand(
@@ -165,8 +173,8 @@ async def _by_hand(
                     pipe.set(f"theirs:{account_id}", data, px=_WEEK)
                 await pipe.execute()
 
-        sides[SET] = partial(_timed, set_each, few)
-        sides[PIPELINE] = partial(_timed, pipeline, batches)
+        sides[SET] = partial(_awake, client, partial(_timed, set_each, few))
+        sides[PIPELINE] = partial(_awake, client, partial(_timed, pipeline, batches))
     return sides
 
 
