@@ -155,7 +155,7 @@ class Account:
         state = source.state
         if state is not None and state.session_id == self.state.session_id:
             self.state, self.last_seq = state, state.last_seq
-            self.moved |= mark.handled != source.handled
+            self.moved = self.moved or mark.handled != source.handled
 
     def newest(self, now: float) -> SessionState | None:
         """Return the state as it is on storage, or as it would be written now."""

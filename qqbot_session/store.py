@@ -615,7 +615,8 @@ class AsyncSessionStore:
             account = self._ledger.accounts.get(account_id)
             handled = gateway.handled
             noted = None if account is None else self._ledger.noted(account, gateway)
-            _ = gateway.turn, gateway.generation, gateway.shard
+            if noted is None:
+                _ = gateway.turn, gateway.generation, gateway.shard
         except AttributeError:
             raise TypeError(f"gateway must be a GatewaySession, not {gateway!r}") from None
         if account is not None and noted is not None:

@@ -267,11 +267,12 @@ class GatewaySession:
         seconds that open events were held, and the recent events' digests; ours are left out if
         they do not fit.
         """
-        above, held = self._watermark.above(), self._watermark.held()
-        begun = () if self._ended else self._watermark.begun()
-        deaths = self._deaths.text(begun, self._watermark.is_left)
+        watermark = self._watermark
+        above, held = watermark.above(), watermark.held()
+        begun = () if self._ended else watermark.begun()
+        deaths = self._deaths.text(begun, watermark.is_left)
         rest = (deaths, self._ended, self._back_off.full_at, self._refusal, self._silent)
-        key = (self.turn, self.settled, above, held, self._recent.changes, *rest)
+        key = (self.turn, watermark.settled, above, held, self._recent.changes, *rest)
         if key != self._key:
             self._key = key
             self._state = self._make_state(above, held, deaths)

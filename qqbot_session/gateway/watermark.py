@@ -249,8 +249,10 @@ class Watermark:
         """
         if self._limit == _FOREVER:
             return ""
-        numbers = self._lowest_numbers() if self._open or self._used else ()
-        used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in numbers]
+        used: list[tuple[int, int]] = []
+        if self._open or self._used:
+            numbers = self._lowest_numbers()
+            used = [(seq, ceil(round(self._used_by(seq), 3))) for seq in numbers]
         while used and not used[-1][1]:
             used.pop()
         if self.settled is not None and not self.is_settled(self.settled):
