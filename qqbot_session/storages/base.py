@@ -40,7 +40,7 @@ def ask(storage: Storage, account_id: str) -> asyncio.Future[bytes | None] | Non
     own = getattr(type(storage), "_own_read", None)
     if own is None or getattr(storage.read, "__func__", None) is not own:
         return None
-    answer: asyncio.Future[bytes | None] | None = storage._asked(account_id)  # type: ignore[attr-defined]
+    answer: asyncio.Future[bytes | None] | None = storage._ask(account_id)  # type: ignore[attr-defined]
     return answer
 
 

@@ -327,7 +327,7 @@ class RedisStorage:
 
     _own_read = read
 
-    def _asked(self, account_id: str) -> asyncio.Future[bytes | None] | None:
+    def _ask(self, account_id: str) -> asyncio.Future[bytes | None] | None:
         here = self._here()
         if here.in_cluster:  # which node has to be found out first
             return None

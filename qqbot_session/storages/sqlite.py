@@ -162,11 +162,11 @@ class SqliteStorage:
             sqlite3.Error, OSError: it cannot be read.
         """
         account_id.encode()  # what can be no record's name fails alone
-        return await self._asked(account_id)
+        return await self._ask(account_id)
 
     _own_read = read
 
-    def _asked(self, account_id: str) -> asyncio.Future[bytes | None]:
+    def _ask(self, account_id: str) -> asyncio.Future[bytes | None]:
         return self._reads.ask(account_id)
 
     async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
