@@ -4,8 +4,6 @@ Rules:
 
 * What this process last saved or cleared counts until it is on storage. From then on storage
   counts: each `load` reads it, and the result replaces what was remembered.
-* After every read, the ledger decides whether anything newer became known in the meantime.
-* Unreadable is not absent: a failed read is retried, and if it keeps failing nothing is known.
 * Arguments are checked before anything changes. Storage errors never reach the caller, except
   through `flush` and `aclose`, which name what is not on storage.
 """
@@ -14,15 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Self, cast
 
 from . import watch
 from .commit import GroupCommit, WriteDetails
@@ -46,6 +43,7 @@ from .judging import (
 )
 from .ledger import Account, Ledger, Mark, Source, is_turn
 from .logs import EXITS, say
+from .reading import Reading
 from .state import (
     MAX_INTEGER,
     ResumableState,
@@ -59,22 +57,15 @@ from .state import (
     check_state,
 )
 from .storages import Storage, storage_of
-from .storages.base import NotRegularError, ask
 from .words import address, whenever
 
 if TYPE_CHECKING:
     from .lease import Lease, Leases
 
 _LEFT_OVER_AGE = 3600.0  # seconds
-_PATIENCE = 2.0  # seconds that a failed read is tried again
-_PAUSE = 0.05  # seconds before the first retry; doubled before each further one
-_ASK_AGAIN = 1.0  # seconds before an update reads an unreadable account again
 _STALE = 0.1  # of `max_age`: an older stamp is renewed when the store is closed
+_ASK_AGAIN = 1.0  # seconds before an update reads an unreadable account again
 _A_MOMENT = 1.0  # seconds that closing spends on that, at most
-_READS = 128  # at once: more would hold the loop for too long in one turn
-_UNREADABLE = 1024  # unreadable accounts that are remembered
-
-_T = TypeVar("_T")
 
 _ALARMING = (LoadReason.CORRUPT, LoadReason.FOREIGN, LoadReason.UNREADABLE)
 
@@ -157,12 +148,12 @@ class AsyncSessionStore:
         self._commit = GroupCommit(
             self._ledger, self._storage, debounce=debounce, clock=clock, on_write=on_write
         )
+        self._reading = Reading(
+            self._ledger, self._storage, running_loop=self._commit.running_loop, now=self._now
+        )
         self._due = self._ledger.due
         self._marked = self._ledger.marked
         self._leases: Leases | None = None
-        self._unreadable: dict[str, float] = {}  # since when, in the loop's seconds
-        self._reads_fail = False
-        self._reads = asyncio.Semaphore(_READS)
         self._closing: asyncio.Future[None] | None = None
         self._renewed: set[str] = set()  # accounts to which closing is a sign of life
         self._unwritten: dict[str, BaseException] | None = None  # what `aclose` came to
@@ -379,7 +370,7 @@ class AsyncSessionStore:
             "intents": None if intents is None else check_intents(intents),
         }
         _ = self._commit.running_loop()
-        found = await self._newest(account_id)
+        found = await self._reading.newest(account_id)
         verdict = judge(found, now=self._now(), max_age=self._max_age, asked=asked)
         if not self._closed:
             await self._heed(account_id, verdict)
@@ -398,7 +389,7 @@ class AsyncSessionStore:
         """
         self._check_open()
         _ = self._commit.running_loop()
-        found = await self._find_all()
+        found = await self._reading.find_all()
         now = self._now()
         sessions: list[ResumableState] = []
         async for account_ids in in_turns(sorted(found)):
@@ -509,7 +500,7 @@ class AsyncSessionStore:
             SessionWriteError: some accounts are not on storage; the error names them.
         """
         _ = self._commit.running_loop()
-        self._closed = True
+        self._closed = self._reading.closed = True
         self._ledger.freeze()
         patience = Patience()
         while self._unwritten is None:
@@ -534,7 +525,7 @@ class AsyncSessionStore:
         quiet = self._ledger.quiet(now - self._max_age * _STALE)
         async with asyncio.timeout(_A_MOMENT):
             async for accounts in in_turns(quiet):
-                reads = [self._asked(account.id) for account in accounts]
+                reads = [self._reading.ask(account.id) for account in accounts]
                 records = await asyncio.gather(*reads, return_exceptions=True)
                 for account, data in zip(accounts, records, strict=True):
                     if not isinstance(data, BaseException) and not account.unsaved:
@@ -634,7 +625,11 @@ class AsyncSessionStore:
             self._change(account, state, last_seq)
             self._ledger.mark(account, gateway, warm=not loop.get_debug())
             return
-        if account.has_session if account is not None else account_id not in self._unreadable:
+        if account is None:
+            may_have = not self._reading.is_unreadable(account_id)
+        else:
+            may_have = account.has_session
+        if may_have:
             account = account or self._ledger.account(account_id)
             self._change(account, None, None)
         if account is not None:
@@ -649,10 +644,10 @@ class AsyncSessionStore:
             account_id = check_account_id(account_id)
         account = accounts.get(account_id)
         if account is None:
-            now = self._commit.running_loop().time()
-            if now < self._unreadable.get(account_id, -math.inf) + _ASK_AGAIN:
+            _ = self._commit.running_loop()
+            if self._reading.is_unreadable(account_id, within=_ASK_AGAIN):
                 return False
-            _ = await self._newest(account_id)
+            _ = await self._reading.newest(account_id)
             self._check_open()
             account = accounts.get(account_id)
             if account is None:  # unreadable
@@ -672,131 +667,9 @@ class AsyncSessionStore:
 
     async def _is_resumable(self, account_id: str) -> bool:
         """Whether `load` would return a session; this one says and removes nothing."""
-        found = await self._newest(account_id)
+        found = await self._reading.newest(account_id)
         verdict = judge(found, now=self._now(), max_age=self._max_age, asked={})
         return verdict.reason is LoadReason.RESUMABLE
-
-    async def _newest(self, account_id: str) -> Verdict:
-        """Return the newest state of the account, from memory if it is not on storage yet."""
-        while True:
-            account = self._ledger.accounts.get(account_id)
-            if account is not None and account.unsaved:
-                return self._remembered(account)
-            began = self._ledger.moment()
-            try:
-                data = await self._patiently(self._asked, account_id)
-            except Exception as error:  # noqa: BLE001 - promise 10
-                return self._unread(account_id, error)
-            found = inspect(account_id, data)
-            if self._closed or self._ledger.learn(account_id, found.state, began):
-                return found
-
-    def _asked(self, account_id: str) -> Awaitable[bytes | None]:
-        return ask(self._storage, account_id) or self._read_in_line(account_id)
-
-    async def _read_in_line(self, account_id: str) -> bytes | None:
-        """Read, a bounded number at a time, so that thousands of reads do not hold the loop."""
-        async with self._reads:
-            return await guarded(self._read, account_id)
-
-    async def _read(self, account_id: str) -> bytes | None:
-        data = await self._storage.read(account_id)
-        if data is not None and not isinstance(data, bytes):
-            raise TypeError(f"read answered {type(data).__name__}, not bytes")
-        return data
-
-    def _remembered(self, account: Account) -> Verdict:
-        now = self._now()
-        state = account.newest(account.stamp if now is None else now)
-        if state is None:
-            return Verdict(LoadReason.ABSENT, "cleared")
-        return Verdict(LoadReason.RESUMABLE, state=state)
-
-    def _unread(self, account_id: str, error: Exception) -> Verdict:
-        """Return what this store wrote, or otherwise nothing, and forget the account."""
-        account = self._ledger.accounts.get(account_id)
-        if account is not None and (account.unsaved or account.is_ours):
-            if not account.unsaved:
-                words = f"cannot read {name_one(account_id)}: {describe(error)}"
-                say(logging.WARNING, "%s; using what was last written here", words)
-            return self._remembered(account)
-        if not self._closed:
-            self._ledger.forget(account_id)
-        return Verdict(LoadReason.UNREADABLE, describe(error))
-
-    async def _patiently(self, read: Callable[[str], Awaitable[_T]], account_id: str = "") -> _T:
-        """Read, and retry if that fails, unless reads have been failing for a while."""
-        loop = self._commit.running_loop()
-        deadline = loop.time() + _PATIENCE
-        patient = not self._reads_fail and account_id not in self._unreadable
-        pause = _PAUSE
-        while True:
-            try:
-                result = await read(account_id)
-            except NotRegularError:
-                self._note_unreadable(account_id)
-                raise
-            except Exception:
-                self._note_unreadable(account_id)
-                if not patient or loop.time() >= deadline or self._closed:
-                    self._reads_fail = True
-                    raise
-            else:
-                self._unreadable.pop(account_id, None)
-                self._reads_fail = False
-                return result
-            await asyncio.sleep(min(pause, deadline - loop.time()))
-            pause *= 2
-
-    def _note_unreadable(self, account_id: str) -> None:
-        self._unreadable.pop(account_id, None)
-        self._unreadable[account_id] = self._commit.running_loop().time()
-        if len(self._unreadable) > _UNREADABLE:
-            del self._unreadable[next(iter(self._unreadable))]
-
-    async def _find_all(self) -> dict[str, SessionState | None]:
-        """Return the newest state of every account that has a record."""
-        began = self._ledger.moment()
-        found: dict[str, SessionState | None] = {}
-        unsure: set[str] = set()  # to be read one by one
-        failed = False
-        try:
-            await self._patiently(lambda _: guarded(self._scan, found, unsure))
-        except Exception as error:  # noqa: BLE001 - promise 10
-            failed = True
-            say(logging.WARNING, "cannot list the sessions: %s", describe(error))
-        ended = self._ledger.moment()
-        async for account_ids in in_turns(found):
-            for account_id in account_ids:
-                if account_id not in unsure and not self._closed:
-                    self._ledger.learn(account_id, found[account_id], began, ended)
-        async for accounts in in_turns(self._ledger.each()):
-            for account in accounts:
-                is_newer = account.moment > began and account.moment != ended
-                if is_newer and account.was_read and not account.is_as_read(found.get(account.id)):
-                    unsure.add(account.id)  # by a read that ended meanwhile, begun who knows when
-                if is_newer or account.unsaved or (failed and account.is_ours):
-                    found[account.id] = self._remembered(account).state
-        for account_id in unsure:
-            newest = await self._newest(account_id)
-            if newest.reason is not LoadReason.UNREADABLE:
-                found[account_id] = newest.state
-        return found
-
-    async def _scan(self, found: dict[str, SessionState | None], unsure: set[str]) -> None:
-        found.clear()  # of an earlier try: every record would be read once more, one by one
-        unsure.clear()
-        async for key, data in self._storage.scan():
-            if self._closed:
-                return
-            record = inspect(account_of_key(key), data)
-            state = record.state
-            if state is None:
-                say(logging.WARNING, "%s: %s", name_one(shown_key(key)), record.words)
-            elif state.account_id in found:  # the original's record beside ours
-                unsure.add(state.account_id)
-            else:
-                found[state.account_id] = state
 
     # Judging
 

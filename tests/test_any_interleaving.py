@@ -43,8 +43,8 @@ from qqbot_session import (
     SessionWriteError,
     Storage,
     StoreClosedError,
+    reading,
 )
-from qqbot_session import store as store_module
 from qqbot_session.state import decode, encode
 from qqbot_session.storages.names import file_name, original_name
 
@@ -929,9 +929,7 @@ COMMON: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def quiet_log(monkeypatch: pytest.MonkeyPatch) -> Any:
     logging.disable(logging.CRITICAL)
-    monkeypatch.setattr(
-        store_module, "_PATIENCE", 0.0
-    )  # for failed reads: no time passes in a `load`
+    monkeypatch.setattr(reading, "_PATIENCE", 0.0)  # for failed reads: no time passes in a `load`
     yield
     logging.disable(logging.NOTSET)
 

@@ -28,6 +28,7 @@ FLOORS = {
     "storages": (3, 1),
     "gateway": (4, 0),
     "commit": (4, 0),
+    "reading": (4, 0),
     "lease": (4, 1),
     "store": (5, 0),
     "answers": (5, 0),
@@ -139,6 +140,7 @@ print(sorted(name for name in sys.modules if name.startswith("qqbot_session.test
         "guard",
         "commit",
         "store",
+        "reading",
         "state",
     ],
 )
