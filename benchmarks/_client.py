@@ -1,9 +1,10 @@
 """Bots in a process of their own: the library's, or the barest loops that keep a line.
 
-    python -m benchmarks._client KIND LINES URL [STORAGE] [REMEMBERED]
+    python -m benchmarks._client KIND LINES URL [STORAGE] [REMEMBERED] [frozen]
 
 KIND is `bare` or `ours`, and what they run on: `bare-aiohttp`, `ours-websockets`. STORAGE is what
-`AsyncSessionStore` takes, or `memory`. Printed, as a line of JSON each:
+`AsyncSessionStore` takes, or `memory`. `frozen` calls `gc.freeze` once all lines are up. Printed,
+as a line of JSON each:
 
 * when all lines have resumed, `cpu` in seconds since the first was opened, `kb` a line by which the
   process has grown, and `stored`, the same seconds once the sessions are on storage;
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -29,6 +31,7 @@ import aiohttp
 from ._gateway import END, GO
 
 INTENTS = 1 << 25
+FROZEN = "frozen"
 _RESUME = json.dumps({"op": 6, "d": {"token": "QQBot token", "session_id": "s", "seq": 5}})
 _BEAT = '{"op":1,"d":6}'
 
@@ -59,6 +62,9 @@ class Meter:
             await flush()
         stored = time.process_time() - self._began
         _print(cpu=cpu, kb=size / 1024 / self._lines, stored=stored)
+        if sys.argv[-1] == FROZEN:
+            gc.collect()
+            gc.freeze()
 
     def handled(self, kind: str) -> None:
         self._events += 1

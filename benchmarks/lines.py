@@ -4,7 +4,8 @@ A bare gateway runs here, and each client in a process of its own, whose process
 threads, is what counts. *Coming back* is to open a line, Resume, get RESUMED and beat once. *An
 event* is read, handled in a task and recorded; every account gets two a second, so that its state
 is due in each window. A *quiet* bot gets one message and answers it after 0.1 s. The barest loops
-do the same with aiohttp and with websockets, and remember nothing. The plot has 100 to 3,000 lines.
+do the same with aiohttp and with websockets, and remember nothing. The plot has 100 to 3,000 lines;
+what grows there is the garbage collector's full pass, which `gc.freeze` takes off what is up.
 
 The fleets of 100,000 accounts, the listings, what a row costs on Redis and a server that hangs are
 rows of `storages.py`, the import is one of `import_time.py`.
@@ -28,7 +29,7 @@ from qqbot_session.state import encode
 from qqbot_session.storages import storage_of
 
 from . import _at_once, _first_line
-from ._client import INTENTS, app_id
+from ._client import FROZEN, INTENTS, app_id
 from ._gateway import END, GO, Gateway, Line, gateway
 from ._measure import Row, Settings, main, ratios, temporary_directory
 from ._plot import Series, plot
@@ -128,12 +129,19 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def client(
-    here: Gateway, kind: str, count: int, storage: str = "memory", remembered: int = 0
+    here: Gateway,
+    kind: str,
+    count: int,
+    storage: str = "memory",
+    remembered: int = 0,
+    *,
+    frozen: bool = False,
 ) -> AsyncIterator[Client]:
     """Start a client with so many lines; kill it at the end."""
     name = f"{kind}-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "benchmarks._client", kind, str(count)]
     command += [f"{here.url}/line/{name}", storage, str(remembered)]
+    command += [FROZEN] * frozen
     process = await asyncio.create_subprocess_exec(*command, stdout=-1, cwd=_ROOT)
     try:
         yield Client(name, process)
@@ -333,15 +341,18 @@ async def _messages(
 async def _growth(settings: Settings, directory: Path, here: Gateway) -> list[Row]:
     """Measure a line's costs at each count; draw them."""
     counts = _COUNTS[:2] if settings.quick else _COUNTS
-    kinds = {"ours": (_AIOHTTP, "memory"), "the barest loop": (_BARE, "")}
+    kinds = {"ours": (_AIOHTTP, False), "the barest loop": (_BARE, False)}
+    kinds |= {f"{who}, after `gc.freeze()`": (kind, True) for who, (kind, _) in kinds.items()}
     seen: dict[tuple[str, str], list[float]] = {}
     for count in counts:
-        for who, (kind, storage) in kinds.items():
-            async with client(here, kind, count, storage) as it:
+        for who, (kind, frozen) in kinds.items():
+            async with client(here, kind, count, frozen=frozen) as it:
                 said = await it.said()
-                await asyncio.sleep(_OLD if storage else 0.2)
+                await asyncio.sleep(_OLD if kind == _AIOHTTP else 0.2)
                 event = await _cost(here, it)
-            values = {"cpu": said["cpu"] / count * 1e6, "kb": said["kb"], "event": event * 1e6}
+            values = {"event": event * 1e6}
+            if not frozen:
+                values |= {"cpu": said["cpu"] / count * 1e6, "kb": said["kb"]}
             for what, value in values.items():
                 seen.setdefault((who, what), []).append(value)
     if not settings.quick:
