@@ -299,6 +299,9 @@ class GroupCommit:
             while keeper.account.unsaved:
                 if keeper.patient:
                     keeper.patient = False
+                    if keeper.batch is None:  # by what its timer knows whether it still waits
+                        keeper.batch = Batch(self.running_loop().create_future())
+                        keeper.batch.taken = True
                     self._wake_later(self._debounce, keeper.batch, [keeper])
                 else:
                     _ = self.join(keeper.account)

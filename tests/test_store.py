@@ -203,6 +203,27 @@ async def test_a_task_that_was_cancelled_is_not_started_again_by_the_end_of_its_
     storage.gate.set()
 
 
+async def test_a_task_that_waited_out_a_window_and_was_cancelled_is_not_started_again() -> None:
+    """Not by the end of the window in which its account has another task."""
+
+    # promise 5
+    def ours() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if "qqbot" in task.get_name()]
+
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        await store.save(a_state())
+        await asyncio.sleep(10.0)
+        await store.touch("bot")  # waits for the end of a window
+        await asyncio.sleep(0.1)
+        for task in ours():
+            task.cancel()
+        await asyncio.sleep(0.1)
+        assert ours() == []
+        await store.touch("bot")
+        await asyncio.sleep(10.0)
+        assert ours() == []
+
+
 async def test_a_short_window_too_starts_when_the_write_has_ended(
     store: AsyncSessionStore, storage: FaultyStorage
 ) -> None:
