@@ -79,7 +79,8 @@ class CountedStorage(RedisStorage):
 
     def _asked(self) -> asyncio.Future[Any] | None:
         """Return the call that a cancelled read leaves behind."""
-        calls = [line._latest for line in self._here().lines.values()]
+        lines = self._here().lines.values()
+        calls = [line._latest.task for line in lines if line._latest is not None]
         return next((call for call in calls if call is not None and not call.done()), None)
 
     @contextlib.asynccontextmanager

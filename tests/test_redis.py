@@ -190,7 +190,7 @@ async def test_a_read_that_is_cancelled_takes_no_other_with_it(storage: RedisSto
     assert await other == b"b"
     other = asyncio.ensure_future(storage.read("b"))
     await asyncio.sleep(0)
-    storage._here().lines["read"]._latest.cancel()  # type: ignore[union-attr]  # "cancel all tasks" does
+    storage._here().lines["read"]._latest.task.cancel()  # type: ignore[union-attr]  # "cancel all tasks" does
     with pytest.raises(OSError, match="cancelled"):
         await other
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,21 @@ def test_another_loop_begins_anew() -> None:
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
+
+
+@pytest.mark.real_time
+async def test_two_loops_share_one_without_sharing_a_call() -> None:
+    # promise 25
+    reader = Reader()
+
+    async def ask(item: str) -> object:
+        return await reader.ask(item)
+
+    asked = [reader.ask("a")]
+    with ThreadPoolExecutor() as other:
+        assert other.submit(asyncio.run, ask("theirs")).result() == b"theirs"
+    asked.append(reader.ask("b"))
+    assert await asyncio.gather(*asked) == [b"a", b"b"]
 
 
 # The store

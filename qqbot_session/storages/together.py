@@ -10,7 +10,16 @@ from typing import Any
 
 from ..guard import begin, outcome
 
-_Batch = list[tuple[Any, asyncio.Future[Any]]]  # what is asked for, and who waits for the answer
+
+class _Batch:
+    """What one call asks for, on one loop of one process, and who waits for the answers."""
+
+    __slots__ = ("asked", "here", "task")
+
+    def __init__(self, here: object) -> None:
+        self.here = here
+        self.asked: list[tuple[Any, asyncio.Future[Any]]] = []
+        self.task: asyncio.Task[Sequence[Any]] | None = None
 
 
 class Together:
@@ -31,24 +40,26 @@ class Together:
     ) -> None:
         self._call = call
         self._most = most
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = 0
         self._open: _Batch | None = None  # what the next call asks for
-        self._latest: asyncio.Task[Sequence[Any]] | None = None
+        self._latest: _Batch | None = None
 
     def ask(self, item: Any) -> asyncio.Future[Any]:
         """Return what will be the item's answer, or its error; whoever cancels it is alone."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop or self._process != os.getpid():
-            self._loop, self._process = loop, os.getpid()
-            self._open = self._latest = None
+        here = loop, os.getpid()
         batch = self._open
-        if batch is None or len(batch) >= self._most:
-            batch = self._open = []
-            self._latest = begin(self._run, self._latest, batch, then=partial(self._answer, batch))
+        if batch is None or batch.here != here or len(batch.asked) >= self._most:
+            batch = self._begin(here)
         answer: asyncio.Future[Any] = loop.create_future()
-        batch.append((item, answer))
+        batch.asked.append((item, answer))
         return answer
+
+    def _begin(self, here: object) -> _Batch:
+        latest = self._latest
+        before = latest.task if latest is not None and latest.here == here else None
+        batch = self._open = self._latest = _Batch(here)
+        batch.task = begin(self._run, before, batch, then=partial(self._answer, batch))
+        return batch
 
     async def _run(
         self, before: asyncio.Task[Sequence[Any]] | None, batch: _Batch
@@ -58,8 +69,8 @@ class Together:
             if not before.cancelled() and (error := before.exception()):
                 raise error
         self._close(batch)
-        batch[:] = [each for each in batch if not each[1].done()]
-        return await self._call([item for item, _ in batch]) if batch else []
+        batch.asked = [each for each in batch.asked if not each[1].done()]
+        return await self._call([item for item, _ in batch.asked]) if batch.asked else []
 
     def _close(self, batch: _Batch) -> None:
         if self._open is batch:
@@ -68,13 +79,16 @@ class Together:
     def _answer(self, batch: _Batch, task: asyncio.Task[Sequence[Any]]) -> None:
         """Answer everybody, even if the call was cancelled before it began."""
         self._close(batch)
+        if self._latest is batch:
+            self._latest = None  # nor what it answered
+        outcomes: Sequence[Any]
         try:
             if task.cancelled():  # by somebody who cancels all there is
                 raise OSError("the call was cancelled")
             outcomes = outcome(task)
         except Exception as error:  # noqa: BLE001 - everybody's
-            outcomes = [error] * len(batch)
-        for (_, answer), each in zip(batch, outcomes, strict=True):
+            outcomes = [error] * len(batch.asked)
+        for (_, answer), each in zip(batch.asked, outcomes, strict=True):
             if answer.done():
                 continue  # who asked does not wait any more
             if isinstance(each, Exception):
