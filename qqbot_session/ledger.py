@@ -90,6 +90,7 @@ class Account:
         changed: it is newer than what was last encoded.
         moved: the change is more than a sign of life.
         handed: what was last encoded has not been acknowledged.
+        is_others: what is known was read, and somebody else has written it.
         is_ours: this store changed it, so what was acknowledged is on storage.
         turned: its session began or ended here.
         touched: its signs of life are reported here, so silence means something, too.
@@ -103,6 +104,7 @@ class Account:
         "denied",
         "handed",
         "id",
+        "is_others",
         "is_ours",
         "last_seq",
         "mark",
@@ -123,6 +125,7 @@ class Account:
         self.moment = 0
         self.denied = self.changed = self.moved = self.handed = False
         self.is_ours = self.turned = self.was_read = self.touched = False
+        self.is_others = False
         self.born: float | None = None
         self.mark: Mark | None = None
 
@@ -239,7 +242,7 @@ class Ledger:
         self.accounts[account.id] = account
         # One statement: whatever is raised before or after it, what is unsaved is known as such.
         account.state, account.last_seq, account.changed = state, last_seq, True
-        account.denied = account.was_read = False
+        account.denied = account.was_read = account.is_others = False
         account.is_ours = True
         account.moved |= moves
         account.turned |= turned
@@ -301,7 +304,7 @@ class Ledger:
             account
             for account in self.accounts.values()
             if account.is_ours and account.has_session and account.stamp < before
-            if not (account.unsaved or account.touched or account.mark)
+            if not (account.unsaved or account.touched or account.mark or account.is_others)
         ]
 
     def take(self, account: Account, now: float) -> bytes | None:
@@ -354,6 +357,8 @@ class Ledger:
             return False
         elif account.moment > began:  # as by another read: which of them is the older?
             return account.is_as_read(state)
+        elif account.is_ours and account.mark is None and state != account.newest(0.0):
+            account.is_others = True
         account.moment = self.moment() if ended is None else ended
         account.was_read = True
         account.stamp = 0.0 if state is None else state.saved_at

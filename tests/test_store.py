@@ -203,6 +203,28 @@ async def test_a_task_that_was_cancelled_is_not_started_again_by_the_end_of_its_
     storage.gate.set()
 
 
+@pytest.mark.parametrize("listed", [True, False])
+async def test_closing_is_no_sign_of_life_of_what_another_process_has_saved(
+    store: AsyncSessionStore, storage: FaultyStorage, clock: WallClock, listed: bool
+) -> None:
+    """Though this one changed the account before; what is still its own, it may have read."""
+    await store.save(a_state("theirs"))
+    await store.save(a_state("ours"))
+    await store.flush()
+    theirs = storage.records["theirs"] = encode(a_state("theirs", 7), saved_at=clock())
+    if listed:
+        assert len(await store.load_all()) == 2
+    else:
+        assert await store.load("ours")
+        assert await store.load("theirs")
+    clock.now += 100.0
+    await store.aclose()
+    assert storage.records["theirs"] == theirs
+    ours = on_storage(storage, "ours")
+    assert ours is not None
+    assert ours.saved_at == clock()
+
+
 async def test_a_task_that_waited_out_a_window_and_was_cancelled_is_not_started_again() -> None:
     """Not by the end of the window in which its account has another task."""
 
