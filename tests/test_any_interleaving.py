@@ -45,6 +45,7 @@ from qqbot_session import (
     StoreClosedError,
     reading,
 )
+from qqbot_session.judging import is_stranger
 from qqbot_session.state import decode, encode
 from qqbot_session.storages.names import file_name, original_name
 
@@ -630,6 +631,8 @@ class Machine(RuleBasedStateMachine):
             dirty = self.model.dirty()
             for data in self.place.items():
                 state = try_decode(data)
+                if self.is_left(data):
+                    continue
                 if state is None:
                     surely += not dirty
                     perhaps += bool(dirty)  # a write on its way may replace it first
@@ -639,11 +642,21 @@ class Machine(RuleBasedStateMachine):
                 state = try_decode(own := self.place.layers(account_id)[0])
                 if own is not None and state is None and account_id in dirty:
                     self.model.written_outside(account_id, None)
-                elif own is not None and (
-                    state is None or (account_id not in dirty and self.model.is_expired(state))
+                elif (
+                    own is not None
+                    and not self.is_left(own)
+                    and (
+                        state is None or (account_id not in dirty and self.model.is_expired(state))
+                    )
                 ):
                     self.model.possible[account_id] = {None}
         assert surely <= await self.store.cleanup() <= surely + perhaps
+
+    def is_left(self, data: bytes) -> bool:
+        """Whether `cleanup` takes a file for another program's."""
+        return isinstance(self.place, FilePlace) and (
+            try_decode(data) is None and is_stranger("\0", data)
+        )
 
     @precondition(lambda self: self.gate_open)
     @rule(account_id=accounts | st.none())
