@@ -267,7 +267,15 @@ async def _load_all(settings: Settings, directory: Path) -> list[Row]:
                     what = f"{name}: `load_all` of {count:,}, times faster, page cache warm"
                     values = ratios(seen[FILES], seen[name])
                     bound = _LIST_BOUND if name == SQLITE else ""
-                    rows.append(Row(what, against=FILES, values=values, target=target, bound=bound))
+                    rows.append(
+                        Row(
+                            question=what,
+                            against=FILES,
+                            values=values,
+                            target=target,
+                            bound=bound,
+                        )
+                    )
             for side in sides.values():
                 await side.args[0].aclose()
     return rows
