@@ -126,6 +126,8 @@ class Bot:
                 task = asyncio.create_task(self.handle(event))
                 self.handlers.add(task)
                 task.add_done_callback(self.handlers.discard)
+            case Dispatch(deaths=deaths) if deaths:
+                say("let go", content=event.data["content"], seq=event.seq, deaths=deaths)
             case InvalidSession(resumable):
                 say("invalid session", d=resumable)
 
