@@ -272,8 +272,7 @@ class SessionState:
         put(self, "failed_resumes", _check_integer("failed_resumes", self.failed_resumes))
         if self.extra is not _NOTHING:
             put(self, "extra", _checked_extra(self.extra))
-        if len(self.account_id) + len(self.session_id or "") + len(self.app_id or "") > 512:
-            _check_length(self)
+        _check_length(self)
 
     def __repr__(self) -> str:
         """Show what is set, and only the beginning of the session id."""
@@ -344,6 +343,8 @@ def read_only(extra: Mapping[str, Any], plain: Container[str] = ()) -> Mapping[s
 
 
 def _check_length(state: SessionState) -> None:
+    if len(state.account_id) + len(state.session_id or "") + len(state.app_id or "") <= 512:
+        return
     length = len(encode(state, MAX_INTEGER, MAX_SECONDS))  # at its longest
     if length > MAX_RECORD_BYTES:
         raise ValueError(
@@ -489,8 +490,7 @@ def decode(data: bytes) -> SessionState:
             raise InvalidRecordError("the record has no accountId")
         state.extra = _checked_extra(fields) if fields else _NOTHING
         state.__class__ = SessionState
-        if len(state.account_id) + len(state.session_id or "") + len(state.app_id or "") > 512:
-            _check_length(state)
+        _check_length(state)
     except (TypeError, ValueError) as error:
         raise InvalidRecordError(str(error)[:200]) from None
     return cast(SessionState, state)
