@@ -275,11 +275,7 @@ class Ledger:
 
     def mark(self, account: Account, source: Source, *, warm: bool) -> None:
         """Let the source be asked for the state when the account, just changed, is encoded."""
-        mark = self.note(account, source)
-        self.due.pop(account.id, None)
-        mark.source = source
-        if warm and account.moved:
-            self.marked[account.id] = mark
+        self._ask_later(account, self.note(account, source), source, warm=warm)
 
     def renew(
         self, account: Account, mark: Mark, source: Source, *, moves: bool, warm: bool
@@ -289,6 +285,9 @@ class Ledger:
         account.changed = account.is_ours = True
         account.denied = account.was_read = False
         account.moved |= moves
+        self._ask_later(account, mark, source, warm=warm)
+
+    def _ask_later(self, account: Account, mark: Mark, source: Source, *, warm: bool) -> None:
         self.due.pop(account.id, None)
         mark.source = source
         if warm and account.moved:
