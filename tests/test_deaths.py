@@ -135,6 +135,15 @@ async def test_a_process_that_is_killed_while_it_stops_accuses_nobody() -> None:
             await stopping
 
 
+async def next_line(world: World, line: Line) -> Line:
+    """Let the line end, and return the next one, on which the bot Resumes."""
+    line.end()
+    line = await world.line()
+    line.hello()
+    await settle()
+    return line
+
+
 async def test_a_session_is_on_storage_before_its_first_event_is_read() -> None:
     # promise 30: else a first event that kills at once takes the session with it
     storage = MemoryStorage()
@@ -173,10 +182,7 @@ async def test_a_replay_is_on_storage_before_its_first_handler_starts_and_costs_
             seen.append(await storage.read(ACCOUNT) or b"")
 
         world.work = look
-        line.end()
-        line = await world.line()
-        line.hello()
-        await settle()
+        line = await next_line(world, line)
         before = len(writes)
         for seq in EVENTS:
             line.event(seq)
@@ -195,10 +201,7 @@ async def test_what_comes_behind_a_replay_starts_behind_it() -> None:
     async with AsyncSessionStore(MemoryStorage()) as store:
         world = World(store, await open_gateway(store, "102000000", intents=1))
         line = await world.up()
-        line.end()
-        line = await world.line()
-        line.hello()
-        await settle()
+        line = await next_line(world, line)
         line.event(2)
         line.say(op=0, s=3, t="RESUMED", d="")
         line.event(4)
@@ -213,10 +216,7 @@ async def test_what_a_replay_holds_comes_again_if_the_bot_stops_meanwhile() -> N
     async with AsyncSessionStore(MemoryStorage()) as store:
         world = World(store, await open_gateway(store, "102000000", intents=1))
         line = await world.up()
-        line.end()
-        line = await world.line()
-        line.hello()
-        await settle()
+        line = await next_line(world, line)
         line.event(2)
         await settle()
         await world.stop()

@@ -101,6 +101,14 @@ class Host:
 Stop = Callable[[], Awaitable[object]]
 
 
+def one_after_the_other(stop: Stop, start: Stop) -> Stop:
+    async def restart() -> None:
+        await stop()
+        await start()
+
+    return restart
+
+
 @contextlib.asynccontextmanager
 async def pm2(host: Host, as_on_the_page: bool = True) -> AsyncIterator[tuple[Stop, Stop]]:
     command = os.environ.get("PM2") or shutil.which("pm2")
@@ -167,12 +175,8 @@ async def tini(host: Host) -> AsyncIterator[tuple[Stop, Stop]]:
         processes[-1].terminate()
         assert await processes[-1].wait() == 0
 
-    async def restart() -> None:
-        await stop()
-        await start()
-
     await start()
-    yield restart, stop
+    yield one_after_the_other(stop, start), stop
 
 
 @contextlib.asynccontextmanager
@@ -226,12 +230,8 @@ async def terminal(host: Host) -> AsyncIterator[tuple[Stop, Stop]]:
         await asyncio.to_thread(bash.wait)
         await host.until("returned", ended + 1)
 
-    async def restart() -> None:
-        await stop()
-        await start()
-
     await start()
-    yield restart, stop
+    yield one_after_the_other(stop, start), stop
 
 
 @contextlib.asynccontextmanager
@@ -298,12 +298,8 @@ async def a_panel(host: Host) -> AsyncIterator[tuple[Stop, Stop]]:
         processes[-1].kill()
         await processes[-1].wait()
 
-    async def restart() -> None:
-        await stop()
-        await start()
-
     await start()
-    yield restart, stop
+    yield one_after_the_other(stop, start), stop
 
 
 def started(times: int, qq: LocalGateway) -> bool:
