@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import selectors
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -97,6 +98,20 @@ def no_blocking_call_on_the_loop() -> Iterator[None]:
     the_alarm().activate()
     yield
     the_alarm().deactivate()
+
+
+def _logger() -> tuple[object, ...]:
+    """What a program can set on the package's logger."""
+    log = logging.getLogger("qqbot_session")
+    return log.level, log.propagate, log.disabled, list(log.filters), list(log.handlers)
+
+
+@pytest.fixture(autouse=True)
+def no_trace_on_the_logger() -> Iterator[None]:
+    """A test that leaves a level or a handler behind fails, not one that comes after it."""
+    before = _logger()
+    yield
+    assert _logger() == before
 
 
 @pytest.fixture

@@ -491,6 +491,7 @@ def log() -> Iterator[logging.Logger]:
     yield log
     log.filters.clear()
     log.handlers.clear()
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("addition", [refuses, Refuses(), Aborts()], ids=["filter", "handler", "x"])

@@ -82,13 +82,16 @@ def _carry_out(arguments: list[str], *, debug: bool) -> int:
 
         if (code := answer(options)) is not None:
             return code
-    if not debug:  # what the library would warn of is in the answer
-        import logging
-
-        logging.getLogger("qqbot_session").addHandler(logging.NullHandler())
     import asyncio
+    import logging
 
-    return asyncio.run(_run(options))
+    log, silence = logging.getLogger("qqbot_session"), logging.NullHandler()
+    if not debug:  # what the library would warn of is in the answer
+        log.addHandler(silence)
+    try:
+        return asyncio.run(_run(options))
+    finally:
+        log.removeHandler(silence)
 
 
 async def _run(options: argparse.Namespace) -> int:
