@@ -40,6 +40,7 @@ from .gateway import (
 )
 from .guard import check_handler
 from .judging import LoadReason, Verdict
+from .loop.alarm import Alarm
 from .loop.handlers import Handlers, requests_to_cancel
 from .loop.log import ShardLog
 from .state import SessionState, check_app_id, check_shard
@@ -174,20 +175,23 @@ class ShardRunner:
         self._refresh_token = False
         self._write_first = False  # whether something must be on storage before it is sent
         self._cancels = 0  # requests to cancel our task that came before `run`
-        self._clock = time.monotonic  # the loop's, once there is one
-        self._epoch = 0.0  # what dates that clock, which nobody sets
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._epoch = 0.0  # what dates the loop's clock, which nobody sets
         self._log = log or ShardLog(gateway.account_id)
         self._handlers = Handlers(
             gateway,
             handle,
             self._log,
-            record=self._record,
-            write=self._write,
+            line=self,
             concurrency=concurrency,
             grace=grace,
         )
-        self._health: dict[str, Any] = {}  # what `Health` says, but for what every event changes
+        self._connected_since: float | None = None  # these are what `Health` says
         self._last_frame_at: float | None = None
+        self._last_ack_at: float | None = None
+        self._last_close_code: int | None = None
+        self._last_close_meaning = ""
+        self._next_try_at: float | None = None
 
     @whenever
     def __repr__(self) -> str:
@@ -202,8 +206,12 @@ class ShardRunner:
     def health(self) -> Health:
         """How the shard is now."""
         return Health(
-            **self._health,
+            connected_since=self._connected_since,
             last_frame_at=self._last_frame_at,
+            last_ack_at=self._last_ack_at,
+            last_close_code=self._last_close_code,
+            last_close_meaning=self._last_close_meaning,
+            next_try_at=self._next_try_at,
             in_flight=self._handlers.in_flight,
         )
 
@@ -226,8 +234,15 @@ class ShardRunner:
         self._cancels = requests_to_cancel()
         try:
             while True:
-                rule = await self._one_line()
-                await _pause(rule.wait)
+                connection, alarm, code = self._begin_line(), Alarm(), None
+                try:
+                    if (socket := await self._open(connection, alarm)) is not None:
+                        code = await self._live(connection, alarm, socket)
+                finally:
+                    alarm.stop()
+                    if self._pace is not None:
+                        self._pace.withdraw(self._gateway.shard)
+                await _pause(self._end_line(connection, code).wait)
         finally:
             self._ending = True
             try:
@@ -239,18 +254,14 @@ class ShardRunner:
 
     # A line
 
-    async def _one_line(self) -> CloseRule:
-        """Open a line, serve it to its end, and return what follows."""
-        connection, code = self._gateway.connect(), None
+    def _begin_line(self) -> Connection:
         self._handlers.line_opened()
-        self._clock = asyncio.get_running_loop().time
-        self._epoch = time.time() - self._clock()
-        try:
-            if (opened := await self._open()) is not None:
-                code = await self._live(connection, *opened)
-        finally:
-            if self._pace is not None:
-                self._pace.withdraw(self._gateway.shard)
+        self._loop = asyncio.get_running_loop()
+        self._epoch = time.time() - self._loop.time()
+        return self._gateway.connect()
+
+    def _end_line(self, connection: Connection, code: int | None) -> CloseRule:
+        """Return what follows from the line's end."""
         theirs = code if connection.close_with is None else None  # else it is our own
         rule = connection.closed(code)
         self._refresh_token |= rule.refresh_token
@@ -260,106 +271,94 @@ class ShardRunner:
             raise GatewayRefusedError(self._gateway.account_id, theirs, rule.meaning)
         return rule
 
-    async def _open(self) -> tuple[str, Socket] | None:
-        """Return a token and a socket, `None` if there is none to be had now."""
+    async def _open(self, connection: Connection, alarm: Alarm) -> Socket | None:
+        """Open a socket and give the connection a token; `None` if there is none to be had now."""
         try:
             if not self._gateway.resumable:
                 await self._wait_for_turn()
-            async with asyncio.timeout(_TOKEN_WAIT):
-                token = await self._token(self._refresh_token)
+            alarm.set(self._time() + _TOKEN_WAIT)
+            token = await self._token(self._refresh_token)
+            alarm.heed()
             self._end_if_asked()
             token = Secret(token) if isinstance(token, str) else token  # no traceback shows it
             self._refresh_token = False
-            async with asyncio.timeout(_CONNECT_WAIT):
-                socket = await self._connect()
+            alarm.set(self._time() + _CONNECT_WAIT)
+            socket = await self._connect()
         except GatewayRefusedError:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the next try is as good
+            late = alarm.heed()
             self._raise_if_asked_to_end(error)
-            self._log.no_line(error)
+            self._log.no_line(TimeoutError() if late else error)
             return None
-        self._health["next_try_at"] = None
+        self._next_try_at = None
         self._log.connected()
-        return token, socket
+        try:
+            connection.opened(token, self._now())
+        except BaseException:  # the token is none
+            await self._close(socket, _CLOSE_CODE)
+            raise
+        return socket
 
     async def _wait_for_turn(self) -> None:
         """Wait until an Identify may be sent."""
         if (wait := self._gateway.until_identify(self._now())) > 1.0:
             self._log.waiting(wait, self._gateway.refusal)
-            self._health["next_try_at"] = time.time() + wait
+            self._next_try_at = time.time() + wait
             await _pause(wait)
         if self._before_identify is not None:
             await self._before_identify()
         if self._pace is not None:
             await self._pace.before_identify(self._gateway.shard)
 
-    async def _live(self, connection: Connection, token: str, socket: Socket) -> int | None:
-        """Serve an open line and close it; return the code it ended with."""
-        code = None
+    async def _live(self, connection: Connection, alarm: Alarm, socket: Socket) -> int | None:
+        """Serve an open line until it ends or is to be closed, and close it; return its code.
+
+        One coroutine: this is where a line waits for days, and what it takes in memory.
+        """
+        code = due = None
         try:
-            connection.opened(token, self._now())
-            await self._serve(connection, socket)
+            self._end_if_asked()
+            while connection.close_with is None:
+                if (timer := connection.get_timer()) is not None and timer != due:
+                    due = timer
+                    alarm.set(due - self._epoch)
+                frame = None
+                try:
+                    if self._write_first:
+                        await self._write()
+                    for ours in connection.frames_to_send():
+                        await socket.send(ours)
+                    frame = await socket.receive()
+                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a broken line
+                    if not alarm.rings:
+                        self._raise_if_asked_to_end(error)
+                        self._log.broken(error)
+                        break
+                if frame is not None:
+                    self._take(connection, frame)
+                elif not alarm.rings:
+                    break
+                if alarm.heed():
+                    self._wake(connection, alarm.due)
+                self._end_if_asked()
         except asyncio.CancelledError:
             self._ending = True
             connection.abandoned()
             self._record()  # before the peer's farewell, which may take its time
             raise
         finally:
+            alarm.stop()
             self._handlers.replay_ended()
             code = await self._close(socket, connection.close_with or _CLOSE_CODE)
-            self._health["connected_since"] = None
+            self._connected_since = None
         return code
 
-    async def _serve(self, connection: Connection, socket: Socket) -> None:
-        """Send, read and wait, until the line has ended or is to be closed."""
-        reading = True
-        while reading and connection.close_with is None:
-            self._end_if_asked()
-            due = connection.get_timer()
-            wake = None if due is None else due - self._epoch
-            try:
-                async with asyncio.timeout_at(wake) as alarm:
-                    reading = await self._read(connection, socket, alarm)
-            except TimeoutError:
-                if not alarm.expired():
-                    raise
-                # Loops wake a tick early, and the alarm is not set later when the timer is.
-                connection.handle_timer(max(self._now(), (alarm.when() or 0.0) + self._epoch))
-                self._record()
-
-    async def _read(self, connection: Connection, socket: Socket, alarm: asyncio.Timeout) -> bool:
-        """Read until the line is to be closed; return false if it has ended.
-
-        The alarm is only ever set to an earlier time: to ring too early does no harm, and setting
-        it for every event would cost more than all else that the event costs here.
-        """
-        rings = alarm.when()
-        cancelling = cast("asyncio.Task[object]", asyncio.current_task()).cancelling
-        while connection.close_with is None:
-            try:
-                if self._write_first:
-                    await self._write()
-                for frame in connection.frames_to_send():
-                    await socket.send(frame)
-                received = await socket.receive()
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and alarm.expired():
-                    raise
-                self._raise_if_asked_to_end(error)
-                self._log.broken(error)
-                return False
-            if received is None:
-                return False
-            self._take(connection, received)
-            if alarm.expired():  # and the socket returned all the same
-                return True
-            if cancelling() > self._cancels:  # likewise
-                raise asyncio.CancelledError
-            due = connection.get_timer()
-            if due is not None and (rings is None or due - self._epoch < rings):
-                rings = due - self._epoch
-                alarm.reschedule(rings)
-        return True
+    def _wake(self, connection: Connection, due: float) -> None:
+        """Do what is due, unless the task is to end."""
+        self._end_if_asked()
+        connection.handle_timer(max(self._now(), due + self._epoch))  # loops wake a tick early
+        self._record()
 
     async def _close(self, socket: Socket, code: int) -> int | None:
         try:
@@ -377,7 +376,7 @@ class ShardRunner:
         try:
             event = connection.receive(frame, now)
         except GatewayProtocolError as error:
-            self._log.skipped(error, self._clock())
+            self._log.skipped(error, now - self._epoch)
             return
         if type(event) is not Dispatch:
             self._note(event, now)
@@ -396,9 +395,9 @@ class ShardRunner:
 
     def _note(self, event: Event, now: float) -> None:
         if isinstance(event, HeartbeatAck):
-            self._health["last_ack_at"] = now
+            self._last_ack_at = now
         elif isinstance(event, Ready | Resumed):
-            self._health["connected_since"] = now
+            self._connected_since = now
             self._log.session(event)
             self._handlers.replay_ended()
             self._write_first = isinstance(event, Ready)  # its first event may kill this process
@@ -417,11 +416,8 @@ class ShardRunner:
         self._log.handshake(hello.handshake, self._gateway.settled)
 
     def _note_close(self, code: int | None, rule: CloseRule) -> None:
-        self._health |= {
-            "last_close_code": code,
-            "last_close_meaning": rule.meaning,
-            "next_try_at": None if rule.next is Next.STOP else time.time() + rule.wait,
-        }
+        self._last_close_code, self._last_close_meaning = code, rule.meaning
+        self._next_try_at = None if rule.next is Next.STOP else time.time() + rule.wait
         self._log.closed(code, rule)
 
     def _show(self, event: Event) -> None:
@@ -449,7 +445,11 @@ class ShardRunner:
                 await self._store.flush(self._gateway.account_id)
 
     def _now(self) -> float:
-        return self._epoch + self._clock()
+        return self._epoch + self._time()
+
+    def _time(self) -> float:
+        """Return the time on the loop's clock."""
+        return cast("asyncio.AbstractEventLoop", self._loop).time()
 
     def _raise_if_asked_to_end(self, error: BaseException) -> None:
         """Raise `CancelledError` if we were cancelled, whatever a library made of that.

@@ -18,6 +18,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from ..answers import Work
 from ..gateway import Dispatch, GatewaySession
@@ -33,6 +34,18 @@ _GATHER, _GATHER_MOST = (
 _HEAD_START = 1.0  # seconds for which a suspect runs alone
 
 
+class Line(Protocol):
+    """What keeps the line up: a `ShardRunner`."""
+
+    def _record(self) -> None:
+        """Note that the session has news."""
+        ...
+
+    async def _write(self) -> None:
+        """Wait until the session is on storage, for a while."""
+        ...
+
+
 class Handlers:
     """The handlers of one shard.
 
@@ -40,8 +53,7 @@ class Handlers:
         gateway: whose events they are.
         handle: the bot's work.
         log: writes the log lines.
-        record: notes that the session has news.
-        write: waits until the session is on storage, for a while.
+        line: whose handlers they are.
         concurrency: how many run at a time; `None` = no limit.
         grace: seconds that they get to finish.
     """
@@ -52,13 +64,12 @@ class Handlers:
         handle: Callable[[Dispatch], Awaitable[object]],
         log: ShardLog,
         *,
-        record: Callable[[], object],
-        write: Callable[[], Awaitable[object]],
+        line: Line,
         concurrency: int | None,
         grace: float,
     ) -> None:
         self._gateway, self._handle, self._log = gateway, handle, log
-        self._record, self._write = record, write
+        self._line = line
         self._concurrency, self._grace = concurrency, grace
         self._running: dict[asyncio.Task[None], Dispatch] = {}
         # A queue is made when it is needed: an empty one is as large as all else here.
@@ -101,7 +112,7 @@ class Handlers:
             while events:  # else a later `run` would take them for events that a handler has
                 self._gateway.fail(events.popleft())
         self._gateway.ending()
-        self._record()
+        self._line._record()
         try:
             if self._running:
                 await asyncio.wait(self._running, timeout=self._grace)
@@ -129,8 +140,8 @@ class Handlers:
                 events = _next_of(held)
                 for event in events:
                     self._gateway.begin(event)
-                self._record()
-                await self._write()
+                self._line._record()
+                await self._line._write()
                 for event in events:
                     held.popleft()
                     self._start(event)
@@ -196,7 +207,7 @@ class Handlers:
                 raise
         finally:
             work.held = None
-            self._record()
+            self._line._record()
 
 
 def _next_of(held: deque[Dispatch]) -> list[Dispatch]:
