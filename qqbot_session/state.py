@@ -18,7 +18,6 @@ import math
 from codecs import BOM_UTF8
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -481,19 +480,42 @@ def decode(data: bytes) -> SessionState:
         InvalidRecordError: the bytes are not a record.
     """
     fields = _json_object(data)
-    state: Any = _Draft()  # checked as by the constructor, at half the cost
+    state: Any = _Draft()  # checked as by the constructor, at a third of the cost
     try:
-        for wire, (name, check, default) in _FIELDS.items():
-            value = fields.pop(wire, None)
-            setattr(state, name, default if value is None else check(value))
-        if state.account_id is None:
-            raise InvalidRecordError("the record has no accountId")
+        _fill(state, fields.pop)
         state.extra = _checked_extra(fields) if fields else _NOTHING
         state.__class__ = SessionState
         _check_length(state)
     except (TypeError, ValueError) as error:
         raise InvalidRecordError(str(error)[:200]) from None
     return cast(SessionState, state)
+
+
+def _fill(to: Any, take: Callable[[str, None], Any]) -> None:
+    """Take the known fields out of a record; one by one, as a table costs half as much again."""
+    value = take("sessionId", None)
+    to.session_id = None if value is None else _check_session_id(value)
+    value = take("lastSeq", None)
+    to.last_seq = None if value is None else check_last_seq(value)
+    value = take("lastConnectedAt", None)
+    to.last_connected_at = 0.0 if value is None else _from_milliseconds("last_connected_at", value)
+    value = take("intentLevelIndex", None)
+    to.intent_level_index = 0 if value is None else _check_integer("intent_level_index", value)
+    if (value := take("accountId", None)) is None:
+        raise InvalidRecordError("the record has no accountId")
+    to.account_id = check_account_id(value)
+    value = take("savedAt", None)
+    to.saved_at = 0.0 if value is None else _from_milliseconds("saved_at", value)
+    value = take("appId", None)
+    to.app_id = None if value is None else check_app_id(value)
+    value = take("intents", None)
+    to.intents = None if value is None else check_intents(value)
+    value = take("shard", None)
+    to.shard = None if value is None else _from_array(value)
+    value = take("establishedAt", None)
+    to.established_at = None if value is None else _from_milliseconds("established_at", value)
+    value = take("failedResumes", None)
+    to.failed_resumes = 0 if value is None else _check_integer("failed_resumes", value)
 
 
 def account_of(data: bytes) -> str | None:
@@ -508,12 +530,18 @@ def _json_object(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidRecordError(f"the record is longer than {MAX_RECORD_BYTES} bytes")
     try:
-        value = strict_json.decode(data.removeprefix(BOM_UTF8).decode())
+        text = data.removeprefix(BOM_UTF8).decode().strip(_SPACE)
+        value, end = strict_json.raw_decode(text)  # `decode` looks for white space, twice
+        if end < len(text):
+            raise ValueError(f"more follows at character {end}")
     except (ValueError, RecursionError) as error:
         raise InvalidRecordError(f"the record is not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise InvalidRecordError(f"the record is a {type(value).__name__}, not an object")
     return value
+
+
+_SPACE = " \t\n\r"  # as JSON has it
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -537,26 +565,7 @@ def _from_array(value: object) -> tuple[int, int]:
     return check_shard(tuple(value) if isinstance(value, list) else value)
 
 
-def _field(
-    name: str, check: Callable[[object], object]
-) -> tuple[str, Callable[[object], object], object]:
-    """Return a field, what makes its value of what is on the wire, and its default."""
-    return name, check, _DEFAULTS.get(name)
-
-
-_FIELDS = {
-    "sessionId": _field("session_id", _check_session_id),
-    "lastSeq": _field("last_seq", check_last_seq),
-    "lastConnectedAt": _field(
-        "last_connected_at", partial(_from_milliseconds, "last_connected_at")
-    ),
-    "intentLevelIndex": _field("intent_level_index", partial(_check_integer, "intent_level_index")),
-    "accountId": _field("account_id", check_account_id),
-    "savedAt": _field("saved_at", partial(_from_milliseconds, "saved_at")),
-    "appId": _field("app_id", check_app_id),
-    "intents": _field("intents", check_intents),
-    "shard": _field("shard", _from_array),
-    "establishedAt": _field("established_at", partial(_from_milliseconds, "established_at")),
-    "failedResumes": _field("failed_resumes", partial(_check_integer, "failed_resumes")),
-}
-_KNOWN = frozenset(_FIELDS)
+_KNOWN = frozenset((
+    "sessionId", "lastSeq", "lastConnectedAt", "intentLevelIndex", "accountId", "savedAt",
+    "appId", "intents", "shard", "establishedAt", "failedResumes",
+))  # fmt: skip
