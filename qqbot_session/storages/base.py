@@ -16,7 +16,7 @@ from ..words import whenever
 READ_LIMIT = MAX_RECORD_BYTES + 1
 """The most bytes that a read returns: one more than a record may have, so that excess shows."""
 
-_BACKSLASH = 0x5C  # as a number it is found eight times as fast
+_BACKSLASH = 0x5C  # as a number it is found eight times as fast; what is longer, with `find`
 
 
 def is_of(account_id: str, data: bytes) -> bool:
@@ -26,7 +26,7 @@ def is_of(account_id: str, data: bytes) -> bool:
     listing.
     """
     named = b'"accountId": "%s"' % account_id.encode("utf-8", "replace")
-    if named in data and data.count(b"accountId") == 1 and _BACKSLASH not in data:
+    if data.find(named) >= 0 and data.count(b"accountId") == 1 and _BACKSLASH not in data:
         return True
     return account_of(data) in (None, account_id)
 

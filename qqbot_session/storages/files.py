@@ -193,7 +193,7 @@ class FileStorage:
 
     async def scan(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield every readable record with a key for `discard`; log what cannot be read."""
-        names = await self._hop("reader", self._record_names)
+        names = await self._hop("reader", self._names_there)
         unreadable: list[OSError] = []
         for start in range(0, len(names), _SCAN_BATCH):
             batch = names[start : start + _SCAN_BATCH]
@@ -310,16 +310,16 @@ class FileStorage:
             if self._is_fuse:
                 time.sleep(_BETWEEN)
 
-    def _record_names(self) -> list[str]:
+    def _names_there(self) -> list[str]:
         names: dict[str, None] = {}
         with contextlib.suppress(FileNotFoundError):
             for _ in self._looks():
-                names |= dict.fromkeys(filter(is_record_name, os.listdir(self.directory)))
+                names |= dict.fromkeys(os.listdir(self.directory))
         return list(names)
 
     def _read_all(self, names: Iterable[str], unreadable: list[OSError]) -> list[tuple[str, bytes]]:
         found: list[tuple[str, bytes]] = []
-        left = list(names)
+        left = list(filter(is_record_name, names))  # here: all at once would hold the loop
         for _ in self._looks() if left else ():
             missing = []
             for name in left:
