@@ -149,6 +149,32 @@ class ShardRunner:
         TypeError, ValueError: an argument is not what it should be.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_before_identify",
+        "_cancels",
+        "_connect",
+        "_connected_since",
+        "_ending",
+        "_epoch",
+        "_gateway",
+        "_handlers",
+        "_last_ack_at",
+        "_last_close_code",
+        "_last_close_meaning",
+        "_last_frame_at",
+        "_log",
+        "_loop",
+        "_next_try_at",
+        "_observe",
+        "_pace",
+        "_refresh_token",
+        "_running",
+        "_store",
+        "_token",
+        "_write_first",
+    )
+
     def __init__(
         self,
         store: AsyncSessionStore,
@@ -323,7 +349,7 @@ class ShardRunner:
                 if (timer := connection.get_timer()) is not None and timer != due:
                     due = timer
                     alarm.set(due - self._epoch)
-                frame = None
+                frame = ours = None  # so that nothing is kept while it waits
                 try:
                     if self._write_first:
                         await self._write()

@@ -533,7 +533,8 @@ def test_so_it_is_when_numbers_come_and_end_in_any_order() -> None:
 
 def sizes(mark: Watermark) -> int:
     """Return how many numbers it holds in memory."""
-    held = [value for value in vars(mark).values() if isinstance(value, list | set | dict | deque)]
+    values = (getattr(mark, name) for name in Watermark.__slots__)
+    held = [value for value in values if isinstance(value, list | set | dict | deque)]
     runs = mark._runs
     return sum(map(len, held)) + len(runs.lows) + len(runs.highs)
 

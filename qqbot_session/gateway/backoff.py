@@ -37,6 +37,15 @@ class BackOff:
         jitter: returns a number from 0 to 1, such as `random.random`.
     """
 
+    __slots__ = (
+        "_full_at",
+        "_jitter",
+        "_refused_tokens",
+        "_reset_at",
+        "_resets",
+        "_setbacks",
+    )
+
     def __init__(self, jitter: Callable[[], float]) -> None:
         self._jitter = jitter
         self._setbacks = 0  # closes since a line has lived

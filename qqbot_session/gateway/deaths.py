@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..state import MAX_INTEGER
 
 MAX_DEATHS = 3
 """Processes that an event may kill; our choice."""
 
+_NONE: dict[int, Any] = {}  # nearly always, and never changed
 _MAX_STORED = 64  # events, less than 1.5 KiB
 _ITEM = re.compile(r"([0-9]{1,16}):([0-9]{1,3})")
 
@@ -36,9 +38,15 @@ class Deaths:
             there is nothing to ask `received` for.
     """
 
+    __slots__ = (
+        "_replayed",
+        "in_doubt",
+        "known",
+    )
+
     def __init__(self) -> None:
-        self.known: dict[int, int] = {}  # from the record
-        self._replayed: dict[int, None] = {}  # after a process that did not end in order
+        self.known: dict[int, int] = _NONE  # from the record
+        self._replayed: dict[int, None] = _NONE  # after a process that did not end in order
         self.in_doubt = False
 
     def restore(self, text: object, *, in_order: bool) -> None:
@@ -47,7 +55,7 @@ class Deaths:
         Args:
             in_order: whether the last process ended in order.
         """
-        self.known = _parse(text)
+        self.known = _parse(text) or _NONE
         self.in_doubt = not in_order
 
     def received(self, seq: int, *, replayed: bool) -> int:
@@ -56,6 +64,7 @@ class Deaths:
         `MAX_DEATHS` or more: let it go.
         """
         if replayed and self.in_doubt and seq not in self.known:
+            self._replayed = self._replayed or {}
             self._replayed[seq] = None
         return self.known.get(seq, 0)
 

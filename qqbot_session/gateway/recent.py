@@ -34,6 +34,15 @@ class RecentEvents:
         names: those that were handled in this process, oldest first; not all that are known.
     """
 
+    __slots__ = (
+        "_new",
+        "_text",
+        "_written",
+        "limit",
+        "names",
+        "restored",
+    )
+
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.names: dict[str, None] = {}  # oldest first

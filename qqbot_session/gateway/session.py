@@ -131,6 +131,34 @@ class GatewaySession:
             the count of its Resumes.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_back_off",
+        "_close_rules",
+        "_connection",
+        "_deaths",
+        "_earlier",
+        "_ended",
+        "_fingerprint",
+        "_in_hand",
+        "_keeps_failed",
+        "_kept",
+        "_key",
+        "_max_resumes",
+        "_max_session_age",
+        "_measured",
+        "_now",
+        "_recent",
+        "_refusal",
+        "_refusals",
+        "_silent",
+        "_state",
+        "_watermark",
+        "account_id",
+        "generation",
+        "turn",
+    )
+
     def __init__(
         self,
         account_id: str,
@@ -211,7 +239,7 @@ class GatewaySession:
     @property
     def handled(self) -> object:
         """Changes with what was handled, and costs an event nothing: see `ledger.Source`."""
-        return self._watermark.done, self._recent.changes
+        return *self._watermark.done, self._recent.changes
 
     @property
     def resumable(self) -> bool:

@@ -28,6 +28,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import count, islice
 from math import ceil, inf
+from typing import Any
 
 from ..state import MAX_INTEGER
 from ..words import whenever
@@ -45,6 +46,7 @@ _FOREVER = 1e300  # seconds; less than `inf`, which is the time of a number that
 _RUN = re.compile(r"([0-9]{1,16})(?:-([0-9]{1,16}))?")
 _HELD = re.compile(r"([0-9]{1,16}):([0-9]{1,9})")
 
+_NONE: dict[int, Any] = {}  # of nearly every session, and never changed
 _generations = count(1)
 
 
@@ -54,6 +56,25 @@ class Watermark:
     Args:
         max_held_seconds: how long an event may hold the mark; seconds, `None` = for ever.
     """
+
+    __slots__ = (
+        "_clock",
+        "_failed",
+        "_first",
+        "_limit",
+        "_lowest",
+        "_now",
+        "_open",
+        "_queue",
+        "_runs",
+        "_still",
+        "_top",
+        "_untold",
+        "_used",
+        "generation",
+        "received",
+        "settled",
+    )
 
     def __init__(self, *, max_held_seconds: float | None = 300.0) -> None:
         check_limit("max_held_seconds", max_held_seconds, (int, float), 0.0)
@@ -76,8 +97,8 @@ class Watermark:
         self._lowest = -1  # open number, or -1
         self._queue: list[int] = []  # ascending: the open numbers, and some that were
         self._first = 0  # index in it; what lies before is no longer open
-        self._used: dict[int, float] = {}  # seconds held before this delivery, if any
-        self._failed: dict[int, None] = {}  # open, but in nobody's hands
+        self._used: dict[int, float] = _NONE  # seconds held before this delivery, if any
+        self._failed: dict[int, None] = _NONE  # open, but in nobody's hands
         self._runs = _Runs()
         self._still = False
         self._untold: tuple[int, ...] = ()
@@ -97,7 +118,7 @@ class Watermark:
         if settled is None:
             return
         self._still = True
-        self._used = _parse_held(held, settled)
+        self._used = _parse_held(held, settled) or _NONE
         self.settled = self._top = settled
         if self._used.pop(settled, None) is None:
             self._runs.append(settled, settled)
@@ -118,9 +139,13 @@ class Watermark:
     def resumed(self, seq: int | None) -> None:
         """Note READY or RESUMED with its number: everything that was missed has been received."""
         self._still = False
-        self._used = {number: self._used[number] for number in self._used if number in self._open}
+        if self._used:
+            self._used = {seq: held for seq, held in self._used.items() if seq in self._open}
         if seq is not None:
-            self.receive(seq)
+            if self.received is None or seq > self.received:  # it is never open
+                self.received = self._top = seq
+            else:
+                self.receive(seq)
             self.settle(seq, self.generation)
         self._advance()
 
@@ -185,6 +210,7 @@ class Watermark:
         """Note that nobody handles this number any more: if it comes again, it is to be handled."""
         if generation == self.generation and seq in self._open:
             self.begin(seq, generation)  # if it was not: it is held from now on
+            self._failed = self._failed or {}
             self._failed[seq] = None
 
     def release(self, now: float) -> tuple[int, ...]:
@@ -232,9 +258,10 @@ class Watermark:
         return seq in self._open
 
     @property
-    def done(self) -> object:
+    def done(self) -> tuple[object, ...]:
         """Changes when a number is settled, also above the mark."""
-        return self.settled, self._runs.highs[-1:], self._runs.inserted
+        highs = self._runs.highs
+        return self.settled, highs[-1] if highs else None, self._runs.inserted
 
     def above(self) -> str:
         """Return the numbers settled above the mark, as text like `12-40,45`, for `restore`."""
@@ -289,6 +316,7 @@ class Watermark:
         if seq not in self._failed:
             return False
         self._failed.pop(seq, None)
+        self._used = self._used or {}
         self._used[seq] = self._used_by(seq)
         self._open[seq] = inf
         return True
@@ -315,6 +343,12 @@ class Watermark:
 
 class _Runs:
     """A set of numbers kept as runs, so that a session of consecutive numbers costs one run."""
+
+    __slots__ = (
+        "highs",
+        "inserted",
+        "lows",
+    )
 
     def __init__(self) -> None:
         self.lows: list[int] = []

@@ -24,6 +24,12 @@ _NO_CODE = (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE)
 class AiohttpSocket:
     """An `aiohttp.ClientWebSocketResponse` as `qqbot_session.shard.Socket`."""
 
+    __slots__ = (
+        "_response",
+        "_transport",
+        "_ws",
+    )
+
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self._ws = ws
         # aiohttp has no public way to drop a connection without a close handshake.

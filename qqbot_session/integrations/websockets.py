@@ -60,6 +60,8 @@ class _connect(_Connect):
 class WebsocketsSocket:
     """A `websockets.asyncio.client.ClientConnection` as `qqbot_session.shard.Socket`."""
 
+    __slots__ = ("_ws",)
+
     def __init__(self, ws: ClientConnection) -> None:
         self._ws = ws
 

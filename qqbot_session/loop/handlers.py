@@ -58,6 +58,21 @@ class Handlers:
         grace: seconds that they get to finish.
     """
 
+    __slots__ = (
+        "_concurrency",
+        "_crowd",
+        "_gate",
+        "_gateway",
+        "_grace",
+        "_handle",
+        "_held",
+        "_line",
+        "_log",
+        "_replay_over",
+        "_running",
+        "_waiting",
+    )
+
     def __init__(
         self,
         gateway: GatewaySession,

@@ -29,6 +29,13 @@ class ShardLog:
         account_id: the shard's account; every line begins with it.
     """
 
+    __slots__ = (
+        "_account_id",
+        "_has_renumbered",
+        "_quiet_until",
+        "_skipped",
+    )
+
     def __init__(self, account_id: str) -> None:
         self._account_id = account_id
         self._skipped = 0  # frames since the last line about them
