@@ -54,3 +54,19 @@ async def test_one_that_was_stopped_or_set_to_never_does_not_ring(
     how(alarm)
     await asyncio.sleep(100)
     assert not alarm.rings
+
+
+@pytest.mark.real_time
+def test_it_rings_on_uvloop_whose_handles_do_not_all_know_their_time() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def rings(due: float, later: float) -> None:
+        alarm = Alarm()
+        alarm.set(time() + due)
+        alarm.set(time() + due + later)
+        await interrupted_at(alarm)
+
+    for due in (-1.0, 0.0, 0.0004, 0.0006, 0.0015, 0.01):
+        for later in (0.0, 0.0003, 0.003):
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(rings(due, later))

@@ -22,18 +22,19 @@ class Alarm:
         rings: whether it has rung, and nobody has heeded that.
     """
 
-    __slots__ = ("_task", "_timer", "due", "rings")
+    __slots__ = ("_task", "_timer", "_timer_due", "due", "rings")
 
     def __init__(self) -> None:
         self._task = cast("asyncio.Task[object]", asyncio.current_task())
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = inf  # not all loops' handles know, as uvloop's of what is due at once
         self.due = inf
         self.rings = False
 
     def set(self, due: float) -> None:
         """Let it ring then, and not when it would have."""
         self.due = due
-        if self._timer is None or self._timer.when() > due:
+        if self._timer is None or self._timer_due > due:
             self._begin()
 
     def heed(self) -> bool:
@@ -52,10 +53,11 @@ class Alarm:
     def _begin(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer_due = self.due
         self._timer = asyncio.get_running_loop().call_at(self.due, self._ring)
 
     def _ring(self) -> None:
-        if self._timer is not None and self._timer.when() < self.due:
+        if self._timer_due < self.due:
             self._begin()
             return
         self._timer = None
