@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from . import watch
 from .errors import GatewayProtocolError, GatewayRefusedError, SessionWriteError
@@ -174,6 +174,7 @@ class ShardRunner:
         "_token",
         "_write_first",
     )
+    _loop: asyncio.AbstractEventLoop  # once there is a line
 
     def __init__(
         self,
@@ -201,7 +202,6 @@ class ShardRunner:
         self._refresh_token = False
         self._write_first = False  # whether something must be on storage before it is sent
         self._cancels = 0  # requests to cancel our task that came before `run`
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._epoch = 0.0  # what dates the loop's clock, which nobody sets
         self._log = log or ShardLog(gateway.account_id)
         self._handlers = Handlers(
@@ -302,13 +302,13 @@ class ShardRunner:
         try:
             if not self._gateway.resumable:
                 await self._wait_for_turn()
-            alarm.set(self._time() + _TOKEN_WAIT)
+            alarm.set(self._loop.time() + _TOKEN_WAIT)
             token = await self._token(self._refresh_token)
             alarm.heed()
             self._end_if_asked()
             token = Secret(token) if isinstance(token, str) else token  # no traceback shows it
             self._refresh_token = False
-            alarm.set(self._time() + _CONNECT_WAIT)
+            alarm.set(self._loop.time() + _CONNECT_WAIT)
             socket = await self._connect()
         except GatewayRefusedError:
             raise
@@ -343,18 +343,20 @@ class ShardRunner:
         One coroutine: this is where a line waits for days, and what it takes in memory.
         """
         code = due = None
+        is_quiet = False  # whether there is nothing to do but to wait for the next frame
         try:
             self._end_if_asked()
-            while connection.close_with is None:
-                if (timer := connection.get_timer()) is not None and timer != due:
-                    due = timer
-                    alarm.set(due - self._epoch)
+            while is_quiet or connection.close_with is None:
                 frame = ours = None  # so that nothing is kept while it waits
                 try:
-                    if self._write_first:
-                        await self._write()
-                    for ours in connection.frames_to_send():
-                        await socket.send(ours)
+                    if not is_quiet:
+                        if (timer := connection.get_timer()) is not None and timer != due:
+                            due = timer
+                            alarm.set(due - self._epoch)
+                        if self._write_first:
+                            await self._write()
+                        for ours in connection.frames_to_send():
+                            await socket.send(ours)
                     frame = await socket.receive()
                 except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a broken line
                     if not alarm.rings:
@@ -362,12 +364,14 @@ class ShardRunner:
                         self._log.broken(error)
                         break
                 if frame is not None:
-                    self._take(connection, frame)
+                    is_quiet = self._take(connection, frame)
                 elif not alarm.rings:
                     break
-                if alarm.heed():
-                    self._wake(connection, alarm.due)
-                self._end_if_asked()
+                if alarm.task.cancelling() > self._cancels:
+                    is_quiet = False
+                    if alarm.heed():
+                        self._wake(connection, alarm.due)
+                    self._end_if_asked()
         except asyncio.CancelledError:
             self._ending = True
             connection.abandoned()
@@ -397,13 +401,14 @@ class ShardRunner:
 
     # Events
 
-    def _take(self, connection: Connection, frame: str | bytes) -> None:
-        now = self._last_frame_at = self._now()
+    def _take(self, connection: Connection, frame: str | bytes) -> bool:
+        """Take a frame; return whether it changes nothing of what is to be done on the line."""
+        now = self._last_frame_at = self._epoch + self._loop.time()
         try:
             event = connection.receive(frame, now)
         except GatewayProtocolError as error:
             self._log.skipped(error, now - self._epoch)
-            return
+            return True
         if type(event) is not Dispatch:
             self._note(event, now)
         elif event.renumbered:
@@ -416,8 +421,9 @@ class ShardRunner:
             self._show(event)
         if type(event) is Dispatch and not event.already_handled:
             self._handlers.take(event)  # recorded when it was handled: a receipt is worth no write
-        else:
-            self._record()
+            return True
+        self._record()
+        return False
 
     def _note(self, event: Event, now: float) -> None:
         if isinstance(event, HeartbeatAck):
@@ -449,7 +455,7 @@ class ShardRunner:
     def _show(self, event: Event) -> None:
         try:
             answer = self._observe(event)  # type: ignore[misc]
-            if asyncio.iscoroutine(answer):
+            if answer is not None and asyncio.iscoroutine(answer):
                 answer.close()
                 raise TypeError("observe is async, and nobody awaits it")
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - not the line's error
@@ -471,11 +477,7 @@ class ShardRunner:
                 await self._store.flush(self._gateway.account_id)
 
     def _now(self) -> float:
-        return self._epoch + self._time()
-
-    def _time(self) -> float:
-        """Return the time on the loop's clock."""
-        return cast("asyncio.AbstractEventLoop", self._loop).time()
+        return self._epoch + self._loop.time()
 
     def _raise_if_asked_to_end(self, error: BaseException) -> None:
         """Raise `CancelledError` if we were cancelled, whatever a library made of that.

@@ -530,10 +530,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidRecordError(f"the record is longer than {MAX_RECORD_BYTES} bytes")
     try:
-        text = data.removeprefix(BOM_UTF8).decode().strip(_SPACE)
-        value, end = strict_json.raw_decode(text)  # `decode` looks for white space, twice
-        if end < len(text):
-            raise ValueError(f"more follows at character {end}")
+        value = parse_json(data.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         raise InvalidRecordError(f"the record is not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
@@ -541,15 +538,25 @@ def _json_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-_SPACE = " \t\n\r"  # as JSON has it
+def parse_json(text: str) -> Any:
+    """Return the value of standard JSON: without NaN and infinities.
+
+    Raises:
+        ValueError, RecursionError: it is no such JSON, or too deep.
+    """
+    text = text.strip(_SPACE)
+    value, end = _json.raw_decode(text)  # `decode` looks for white space, twice
+    if end < len(text):
+        raise ValueError(f"more follows at character {end}")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-strict_json = json.JSONDecoder(parse_constant=_refuse_constant)
-"""Standard JSON: without NaN and infinities."""
+_SPACE = " \t\n\r"  # as JSON has it
+_json = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _from_milliseconds(name: str, value: object) -> float:

@@ -43,6 +43,13 @@ def extra_of(gateway: GatewaySession) -> dict[str, Any]:
     return {n: v for n, v in gateway.state.extra.items() if n != "identifyBudgetFullAt"}
 
 
+def attributes(thing: object) -> dict[str, Any]:
+    """Return all that an object holds, whether in slots or not."""
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    held = {name: getattr(thing, name) for name in slots if name != "__weakref__"}
+    return held | getattr(thing, "__dict__", {})
+
+
 def sent(line: Connection) -> dict[str, Any]:
     """Return the one frame that is to be sent."""
     [frame] = line.frames_to_send()

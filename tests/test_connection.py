@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from driven import HELLO, NOW, Driven, has_session, sent
+from driven import HELLO, NOW, Driven, attributes, has_session, sent
 
 from qqbot_session.errors import GatewayProtocolError
 from qqbot_session.gateway import (
@@ -150,7 +150,7 @@ def test_the_token_is_kept_until_the_handshake_and_shown_nowhere() -> None:
     gateway = make()
     line = gateway.connect()
     line.opened("s3cret", NOW)
-    assert "s3cret" not in repr(line) + repr(gateway) + repr(vars(gateway))
+    assert "s3cret" not in repr(line) + repr(gateway) + repr(attributes(gateway))
     line.receive(HELLO, NOW)
     assert "s3cret" in line.frames_to_send()[0]
     assert not holds(line, "s3cret")

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+from driven import attributes
 
 from qqbot_session.gateway.recent import MAX_REMEMBERED, RecentEvents
 
@@ -55,7 +56,7 @@ def test_memory_stays_where_it_is() -> None:
     recent = RecentEvents(MAX_REMEMBERED)
     for n in range(100_000):
         recent.add(f"m{n}")
-    sizes = [len(value) for value in vars(recent).values() if hasattr(value, "__len__")]
+    sizes = [len(value) for value in attributes(recent).values() if hasattr(value, "__len__")]
     assert max(sizes) <= 2 * MAX_REMEMBERED
     assert len(recent.text()) < 9 * 1024
 

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GatewayProtocolError
-from ..state import MAX_INTEGER, MAX_SECONDS, strict_json
+from ..state import MAX_INTEGER, MAX_SECONDS, parse_json
 from ..words import Secret, whenever
 from .closes import IGNORE, CloseRule
 from .events import (
@@ -372,7 +372,7 @@ def _decode(frame: object) -> Mapping[str, Any]:
         if len(frame) > _MAX_FRAME:
             raise GatewayProtocolError(f"a frame of {len(frame)} is longer than {_MAX_FRAME}")
         try:
-            frame = strict_json.decode(frame if isinstance(frame, str) else frame.decode())
+            frame = parse_json(frame if isinstance(frame, str) else frame.decode())
         except (ValueError, RecursionError) as error:
             raise GatewayProtocolError(f"a frame is not JSON: {type(error).__name__}") from None
     if type(frame) is not dict and not isinstance(frame, Mapping):

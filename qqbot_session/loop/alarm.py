@@ -18,14 +18,15 @@ class Alarm:
     """Interrupts the task that makes it.
 
     Attributes:
+        task: what it interrupts.
         due: when it rings, or rang last: seconds on the loop's clock.
         rings: whether it has rung, and nobody has heeded that.
     """
 
-    __slots__ = ("_task", "_timer", "_timer_due", "due", "rings")
+    __slots__ = ("_timer", "_timer_due", "due", "rings", "task")
 
     def __init__(self) -> None:
-        self._task = cast("asyncio.Task[object]", asyncio.current_task())
+        self.task = cast("asyncio.Task[object]", asyncio.current_task())
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = inf  # not all loops' handles know, as uvloop's of what is due at once
         self.due = inf
@@ -41,7 +42,7 @@ class Alarm:
         """Return whether it has rung; what it cancelled counts as cancelled no more."""
         rang, self.rings = self.rings, False
         if rang:
-            self._task.uncancel()
+            self.task.uncancel()
         return rang
 
     def stop(self) -> None:
@@ -62,4 +63,4 @@ class Alarm:
             return
         self._timer = None
         self.rings = True
-        self._task.cancel()
+        self.task.cancel()

@@ -175,7 +175,7 @@ class Handlers:
     def _start(self, event: Dispatch) -> None:
         """Start the event's handler, or let it wait for a place."""
         running = len(self._running)
-        if running + len(self._waiting or ()) >= self._crowd:
+        if running + (len(self._waiting) if self._waiting else 0) >= self._crowd:
             self._log.crowd(self._crowd)
             self._crowd = sys.maxsize
         if self._concurrency is not None and running >= self._concurrency:
@@ -185,7 +185,7 @@ class Handlers:
             return
         work = self._work(event)
         try:
-            handler = asyncio.create_task(work)
+            handler = asyncio.get_running_loop().create_task(work)
         except Exception as error:  # noqa: BLE001 - a task factory of the process's
             work.close()
             self._log.handler(logging.ERROR, event, f"met a task factory: {error!r}", error)
@@ -203,19 +203,22 @@ class Handlers:
             self._start(self._waiting.popleft())
 
     async def _work(self, event: Dispatch) -> None:
-        work = Work()
+        gateway, work = self._gateway, Work()
         try:
-            with self._gateway.handling(event):
-                await self._handle(event)
-                if work.held:
-                    await work.end()
+            gateway.begin(event)
+            await self._handle(event)
+            if work.held:
+                await work.end()
+            gateway.settle(event)
         except asyncio.CancelledError as error:
+            gateway.fail(event)
             if not requests_to_cancel():  # nobody asked: it came out of what the handler awaited
                 text = "was cancelled from within: its event stays open"
                 self._log.handler(logging.WARNING, event, text, error)
             raise
         except BaseException as error:
-            is_handled = self._gateway.settles(error)
+            is_handled = gateway.settles(error)
+            (gateway.settle if is_handled else gateway.fail)(event)
             fate = "its event counts as handled" if is_handled else "its event comes again"
             self._log.handler(logging.ERROR, event, f"failed: {error!r}; {fate}", error)
             if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
