@@ -270,13 +270,14 @@ class Connection:
     def _greet(self, op: int, data: object) -> None:
         self._outbox.append(Secret(json.dumps({"op": op, "d": data})))
 
-    def _send(self, op: int, data: object) -> None:
-        self._outbox.append(json.dumps({"op": op, "d": data}))
-
     def _beat(self, now: float) -> None:
-        self._send(1, self._gateway.received)
+        self._send_beat()
         self._unanswered, self._heard = True, False
         self._beat_at = now + (self._interval or _PATIENCE)
+
+    def _send_beat(self) -> None:
+        received = self._gateway.received
+        self._outbox.append(f'{{"op": 1, "d": {"null" if received is None else received}}}')
 
     def _run(self, now: float) -> None:
         """The session stands: a heartbeat goes out at once, unless one is on its way."""
@@ -342,7 +343,7 @@ class Connection:
 
     def _on_request(self, payload: Mapping[str, Any], now: float) -> Event:
         if self._phase is not Phase.OPENED:  # it may go unanswered, so it is no beat to wait for
-            self._send(1, self._gateway.received)
+            self._send_beat()
         return HeartbeatRequest()
 
     def _on_acknowledgement(self, payload: Mapping[str, Any], now: float) -> Event:

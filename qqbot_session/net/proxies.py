@@ -23,6 +23,7 @@ from urllib.request import getproxies_environment
 from ..words import Secret, address, hidden, shown
 
 _SCHEMES = {"ws": "http", "wss": "https"}
+_NAMES = {"http": ("http_proxy", "HTTP_PROXY"), "https": ("https_proxy", "HTTPS_PROXY")}
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -34,7 +35,8 @@ def proxy_for(url: str) -> Secret | None:
     """
     parts = urlsplit(url)
     scheme = _SCHEMES.get(parts.scheme, parts.scheme)
-    if not any(os.environ.get(name) for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")):
+    lower, upper = _NAMES.get(scheme, _NAMES["http"])
+    if lower not in os.environ and upper not in os.environ:
         return None  # as nearly always; to read the whole environment takes longer than a socket
     proxies = {name: address(each) for name, each in getproxies_environment().items()}
     proxy = address(proxies.get(scheme, "").strip())
