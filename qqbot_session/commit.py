@@ -227,8 +227,10 @@ class GroupCommit:
         self._aborted = True
         tasks = [*(keeper.task for keeper in self._keepers.values()), self._writer, self._call]
         alive = [task for task in tasks if task is not None and not task.done()]
-        for task in alive:
-            _ = task.cancel()
+        for some in in_pieces(alive):
+            for task in some:
+                _ = task.cancel()
+            await patience.turn()
         await patience.wait(alive, spare=_FOR_THE_END / 2)
         for batch in self._queue:  # somebody may still wait for these
             if not batch.done.done():
