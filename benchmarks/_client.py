@@ -32,6 +32,7 @@ from ._gateway import END, GO
 
 INTENTS = 1 << 25
 FROZEN = "frozen"
+_NOBODY = "nobody"
 _RESUME = json.dumps({"op": 6, "d": {"token": "QQBot token", "session_id": "s", "seq": 5}})
 _BEAT = '{"op":1,"d":6}'
 
@@ -154,6 +155,8 @@ async def ours(on: str, url: str, lines: int, storage: Any, remembered: int) -> 
     from qqbot_session.shard import ShardRunner, open_gateway
 
     async with AsyncSessionStore(storage) as store, _connecting(on, url) as connect:
+        await store.load(_NOBODY)  # the storage's threads and connections are no line's
+        await store.clear(_NOBODY)
         meter = Meter(lines)
 
         def observe(event: Event) -> None:

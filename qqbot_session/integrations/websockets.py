@@ -36,6 +36,9 @@ class _Logger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic since
         return level > logging.DEBUG and super().isEnabledFor(level)
 
 
+_LOGGER = _Logger(logging.getLogger("websockets.client"), {})
+
+
 class _Connection(ClientConnection):
     """A connection that ends when the close frame arrives.
 
@@ -103,7 +106,7 @@ async def connect(url: str, **options: Any) -> WebsocketsSocket:
         "max_size": MAX_FRAME_BYTES,
         "ping_interval": None,
         "compression": None,
-        "logger": _Logger(logging.getLogger("websockets.client"), {}),
+        "logger": _LOGGER,
         "create_connection": _Connection,
     }
     if not _OWN_WAY & options.keys():
