@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import selectors
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from blockbuster import BlockBuster
+from descriptors import targets
 
 pytest_plugins = ["qqbot_session_pytest"]
 
@@ -100,18 +102,33 @@ def no_blocking_call_on_the_loop() -> Iterator[None]:
     the_alarm().deactivate()
 
 
-def _logger() -> tuple[object, ...]:
-    """What a program can set on the package's logger."""
-    log = logging.getLogger("qqbot_session")
-    return log.level, log.propagate, log.disabled, list(log.filters), list(log.handlers)
+def _loggers() -> dict[str, tuple[object, ...]]:
+    """What a program can set on the package's loggers, where it is set."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("qqbot_session")]
+    loggers = {name: logging.getLogger(name) for name in names}
+    settings = {
+        name: (log.level, log.propagate, log.disabled, list(log.filters), list(log.handlers))
+        for name, log in loggers.items()
+    }
+    untouched = (logging.NOTSET, True, False, [], [])
+    return {name: set_to for name, set_to in settings.items() if set_to != untouched}
+
+
+def _process() -> tuple[object, ...]:
+    """What a program can change for all that run in its process after it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    return _loggers(), [*map(signal.getsignal, numbers)], Path.cwd(), environment
 
 
 @pytest.fixture(autouse=True)
-def no_trace_on_the_logger() -> Iterator[None]:
-    """A test that leaves a level or a handler behind fails, not one that comes after it."""
-    before = _logger()
+def nothing_left_for_the_next_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test that leaves a level, a handler or an open file behind fails, not one after it."""
+    before = _process()
     yield
-    assert _logger() == before
+    assert _process() == before
+    place = f"{tmp_path_factory.getbasetemp()}{os.sep}"
+    assert [target for target in targets() if target.startswith(place)] == []
 
 
 @pytest.fixture

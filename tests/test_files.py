@@ -1,6 +1,6 @@
 """`FileStorage`: the steps of a write, faults in the middle of them, and hostile directories."""
 
-# ruff: noqa: ASYNC240, PTH104, PTH108, PTH112, PTH115, PTH118, PTH119, PTH120, PTH208
+# ruff: noqa: ASYNC240, PTH104, PTH108, PTH115, PTH118, PTH119, PTH120
 # These tests are about system calls, and look at the disk while nothing runs on the loop.
 from __future__ import annotations
 
@@ -110,22 +110,6 @@ def spy(platform: str, monkeypatch: pytest.MonkeyPatch) -> SpiedOs:
     spied = SpiedOs(files.os)  # type: ignore[attr-defined]
     stand_in(monkeypatch, spied)
     return spied
-
-
-@pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Iterator[None]:
-    """Whatever fails in a test, every file of the directory is closed again."""
-    yield
-    if os.path.isdir("/proc/self/fd"):
-        targets = [_target(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
-        assert not [target for target in targets if "/sessions" in target]
-
-
-def _target(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
 
 
 @pytest.fixture
@@ -488,9 +472,8 @@ async def test_the_threads_end_with_aclose(directory: Path) -> None:
     storage = FileStorage(directory)
     await storage.commit({"a": b"1"})
     await storage.read("a")
-    started = [t for t in threading.enumerate() if t.name.startswith("qqbot_session-")]
-    assert len(started) >= 2
     executors = list(storage._threads._executors.values())
+    assert len(executors) >= 2
     await storage.aclose()
     for executor in executors:
         executor.shutdown(wait=True)

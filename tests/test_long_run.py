@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from crash import Tap, a_state, stand_in
+from descriptors import descriptors
 
 from qqbot_session import AsyncSessionStore, SessionWriteError
 from qqbot_session.state import decode
@@ -99,14 +100,12 @@ def _used(others: set[threading.Thread]) -> dict[str, int]:
     # Without asyncio's set of all tasks, which is made anew at times, as large as it ever was.
     of_all_tasks = tracemalloc.Filter(inclusive=False, filename_pattern=_weakrefset.__file__)
     traces = tracemalloc.take_snapshot().filter_traces([of_all_tasks])
-    used = {
+    return {
+        "descriptors": descriptors(),
         "tasks": len(asyncio.all_tasks()),
         "threads": len(set(threading.enumerate()) - others),
         "memory": sum(trace.size for trace in traces.traces),
     }
-    with contextlib.suppress(FileNotFoundError):  # no /proc here
-        used["descriptors"] = len(list(Path("/proc/self/fd").iterdir()))
-    return used
 
 
 async def _settle(

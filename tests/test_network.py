@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import threading
 from typing import Any
 
 import pytest
+from descriptors import descriptors
 
 from qqbot_session.net import network
 from qqbot_session.net.network import dial, look_up
@@ -175,14 +175,13 @@ async def test_no_thread_to_be_had_is_an_error_of_the_network(
 
 async def test_a_cancelled_dial_leaves_nothing_behind(names: dict[str, Any], silent: str) -> None:
     names["qq.test"] = [stream((silent, 1))] * 3
-    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0  # noqa: PTH208
+    before = descriptors()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await dial("qq.test", 1)
     await asyncio.sleep(0)
     assert [task.get_name() for task in asyncio.all_tasks() if "dial" in task.get_name()] == []
-    if sys.platform == "linux":
-        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("runs", ["asyncio.run", "uvloop.run"])

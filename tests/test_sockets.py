@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
+from descriptors import descriptors
 from misfortunes import MISFORTUNES
 
 from qqbot_session import AsyncSessionStore, MemoryStorage, shard
@@ -171,10 +171,6 @@ async def test_a_close_that_nobody_answers_is_cut_and_leaves_no_descriptor(
     for _ in range(5):
         await asyncio.sleep(0)
     assert descriptors() < before
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
 async def test_a_frame_beyond_all_bounds_ends_the_line_and_not_the_process(

@@ -16,6 +16,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -848,10 +849,12 @@ async def test_a_child_does_not_write_with_its_parents_lease(
     storage: SqliteStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promise 28
+    monkeypatch.setattr(database, "IN_USE", Counter())  # the child's forgets the parent's for ever
     assert await storage.acquire("a", "parent", 60.0)
     pid = os.getpid()
     monkeypatch.setattr("qqbot_session.storages.threads.os.getpid", lambda: pid + 1)
     assert set(await storage.commit({"a": b"child"})) == {"a"}
+    await storage.aclose()
     while database._inherited:
         database._inherited.pop().close()
 

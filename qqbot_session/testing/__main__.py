@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"port {options.port}: {error}; choose another with --port\n")
         return 1
+    finally:
+        _log.setLevel(logging.NOTSET)
     return 0
 
 
