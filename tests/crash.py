@@ -20,14 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from qqbot_session import AsyncSessionStore, SessionState
 from qqbot_session.state import encode
 from qqbot_session.storages import files, places
 from qqbot_session.storages.names import file_name, original_name
+
+if TYPE_CHECKING:  # programs import this without it
+    import pytest
 
 PROGRAMS = Path(__file__).parent / "programs"
 NOW = 1_700_000_000.0  # the wall clock of every scenario; seconds

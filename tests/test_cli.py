@@ -661,21 +661,31 @@ def test_a_reader_that_has_seen_enough_is_no_error(sessions: Path) -> None:
     assert (result.returncode, result.stderr.count("Error")) == (0, 0)
 
 
+COMMANDS = [
+    (["list"], 0), (["show", "shop-1"], 0), (["why", "机器人-0-1"], 0), (["doctor"], 1),
+    (["show", "nobody"], 1), (["list", "--json"], 0),
+]  # fmt: skip
+ONE_AFTER_THE_OTHER = """
+import ast, sys
+from qqbot_session.cli import main
+for arguments in ast.literal_eval(sys.argv[1]):
+    code = main(arguments)
+    sys.stdout.write(f"\\0{code}\\0")
+"""
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "cp1252", "latin-1", "ascii"])
 def test_a_stream_shows_what_it_can(sessions: Path, encoding: str) -> None:
     write(sessions, [SessionState(account_id="机器人-0-1", session_id="s" * 9, last_seq=5)])
-    for arguments, code in (
-        (["list"], 0), (["show", "shop-1"], 0), (["why", "机器人-0-1"], 0), (["doctor"], 1),
-        (["show", "nobody"], 1), (["list", "--json"], 0),
-    ):  # fmt: skip
-        result = subprocess.run(
-            [sys.executable, "-m", "qqbot_session", "--storage", str(sessions), *arguments],
-            capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": encoding},
-        )  # fmt: skip
-        assert result.returncode == code, result.stderr
-        text = result.stdout.decode(encoding)
-        if "--json" in arguments:
-            assert "机器人-0-1" in {row["account"] for row in json.loads(text)}
+    commands = [["--storage", str(sessions), *arguments] for arguments, _ in COMMANDS]
+    result = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER, ascii(commands)],
+        capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    texts = result.stdout.decode(encoding).split("\0")[:-1]
+    codes, (*_, listing) = texts[1::2], texts[::2]
+    assert codes == [str(code) for _, code in COMMANDS], result.stderr
+    assert "机器人-0-1" in {row["account"] for row in json.loads(listing)}
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ FATAL = [  # all but what other plugins say of themselves
     "-Werror::pytest.PytestUnhandledThreadExceptionWarning",
     "-Werror::pytest.PytestUnraisableExceptionWarning",
 ]
-OURS = ["-p", "no:hypothesispytest", "-p", "no:pytest_cov", "-p", "no:timeout"]  # costs a second
 NAME, MODULE = "qqbot_session", "qqbot_session_pytest"
+PLUGINS = {plugin.name for plugin in entry_points(group="pytest11")}
+NO_OTHERS = [f"-pno:{name}" for name in PLUGINS - {NAME, "asyncio", "anyio"}]  # cost a second
 
 BOT = """
 import asyncio, contextlib, json
@@ -134,11 +135,11 @@ def run_pytest(directory: Path, *options: str, **files: str) -> tuple[dict[str, 
     for name, text in files.items():
         (directory / f"{name}.py").write_text(textwrap.dedent(text), "utf-8")
     # A checkout that was installed before there was a plugin has no entry point for it.
-    plugin = [] if entry_points(group="pytest11", name=NAME) else ["-p", MODULE]
+    plugin = [] if NAME in PLUGINS else ["-p", MODULE]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     result = subprocess.run(
-        [*command, *FATAL, *OURS, *plugin, *options],
+        [*command, *FATAL, *NO_OTHERS, *plugin, *options],
         cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     *_, summary = result.stdout.strip().splitlines()

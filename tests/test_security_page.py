@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+OPTIONS = ["-p", "no:cacheprovider", "--assert=plain"]  # nothing is asserted, only counted
 ROW = re.compile(r"^\| .+ \| ([\d,]+) \| `(test_\w+\.py)::(test_\w+)` \|$", re.MULTILINE)
 
 
@@ -25,7 +26,7 @@ def collected() -> Counter[tuple[str, str]]:
     """How many cases each test of the table's files has."""
     files = sorted({f"tests/{file}" for file, _ in rows("security.md")})
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", *OPTIONS, *files],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
     return Counter(re.findall(r"^tests/(test_\w+\.py)::(test_\w+)", result.stdout, re.MULTILINE))
