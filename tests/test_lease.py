@@ -895,6 +895,8 @@ async def test_a_server_that_restarts_empty_ends_no_bot(caplog: pytest.LogCaptur
     pytest.importorskip("redis")
     ttl = 6.0  # longer than the server is away, however busy the machine
     with RedisServer() as server:
+        async with AsyncSessionStore(server.url) as store, store.lease("bot", ttl=1.0):
+            pass  # from now on the server knows that nobody holds it, and nobody waits
         async with Process(server.url, 1, ttl) as one:
             await one.until("seq", 5)
             async with Process(server.url, 2, ttl) as two:

@@ -609,23 +609,23 @@ async def test_a_lease_of_which_the_server_knows_nothing_is_waited_for(
     """Whatever emptied the server: no body begins while another may run."""  # promise 28
     spans: dict[str, list[float]] = {}
 
-    async def hold(who: str, ttl: float) -> None:
-        async with AsyncSessionStore(server.url) as store, store.lease("bot", ttl=ttl):
+    async def hold(who: str, stay: float = 0.0) -> None:
+        async with AsyncSessionStore(server.url) as store, store.lease("bot", ttl=1.0):
             spans[who] = [time.monotonic()]
-            await asyncio.sleep(2 * ttl)
+            await asyncio.sleep(stay)
             spans[who].append(time.monotonic())
 
     began = time.monotonic()
-    first = asyncio.create_task(hold("first", 1.0))
+    first = asyncio.create_task(hold("first", 2.0))
     while "first" not in spans:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     assert spans["first"][0] - began > 0.9  # that it is the very first nobody can know
     server.ask("FLUSHALL")
-    second = asyncio.create_task(hold("second", 1.0))
+    second = asyncio.create_task(hold("second"))
     await asyncio.gather(first, second)
     assert spans["second"][0] > spans["first"][1]
     began = time.monotonic()
-    await hold("third", 1.0)
+    await hold("third")
     assert spans["third"][0] - began < 0.9  # the one before gave it up
 
 
