@@ -145,7 +145,7 @@ class FileStorage:
         self._reads = Together(lambda ids: self._hop("reader", self._read_many, ids))
         # Directories that may have a new entry which is not on the disk yet.
         self._parents: set[str] = set()
-        self._said: set[str] = set()
+        self._syncs_directories = True  # until one cannot be
         self._is_fuse: bool | None = None
 
     @whenever
@@ -412,11 +412,6 @@ class FileStorage:
         if self.durable:
             self._sync(self.directory)
 
-    def _warn_once(self, text: str, *args: object) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            say(logging.WARNING, text, *args, logger=_log, stacklevel=2)
-
     def _sync(self, directory: str) -> None:
         """Sync a directory; log once if the volume cannot do that."""
         try:
@@ -425,12 +420,13 @@ class FileStorage:
             if error.errno not in _NOT_OFFERED:
                 _show(error, directory)
                 raise
-            self._warn_once(
-                "the directory %s cannot be synced on this volume (%s): a power loss may undo the "
-                "latest writes",
-                directory,
-                error.strerror,
-            )
+            if self._syncs_directories:
+                self._syncs_directories = False
+                text = (
+                    "the directory %s cannot be synced on this volume (%s): a power loss may undo"
+                    " the latest writes"
+                )
+                say(logging.WARNING, text, directory, error.strerror, logger=_log)
 
     def _has_directory(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
