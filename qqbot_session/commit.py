@@ -52,7 +52,9 @@ from .ledger import Account, Ledger
 from .logs import EXITS, say
 from .storages.base import Storage
 
-_BATCH = 128  # accounts per commit: below a millisecond of encoding on the loop
+# Accounts per commit: below a millisecond of encoding on the loop. With 256 a row costs 3 to 12 %
+# less, and a batch for Redis takes a millisecond in one turn.
+_BATCH = 128
 _ASKED = 4  # accounts encoded in the time that a source takes to make its state
 _FIRST_RETRY = 1.0  # seconds, doubled by each further failure
 _LAST_RETRY = 30.0  # seconds
