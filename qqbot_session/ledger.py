@@ -150,15 +150,21 @@ class Account:
         known = (self.state, self.last_seq, self.stamp)
         return known == (state, state.last_seq, state.saved_at)
 
-    def ask(self) -> None:
-        """Fetch the newest state from the source, unless it has begun another session."""
+    def ask(self) -> object:
+        """Fetch the newest state from the source, unless it has begun another session.
+
+        Returns:
+            What the source has `handled`; `None` if there is nobody to ask.
+        """
         mark = self.mark
         if mark is None or self.state is None or (source := mark.source) is None:
-            return
+            return None
         state = source.state
+        handled = source.handled
         if state is not None and state.session_id == self.state.session_id:
             self.state, self.last_seq = state, state.last_seq
-            self.moved = self.moved or mark.handled != source.handled
+            self.moved |= mark.handled != handled
+        return handled
 
     def newest(self, now: float) -> SessionState | None:
         """Return the state as it is on storage, or as it would be written now."""
@@ -308,10 +314,9 @@ class Ledger:
 
     def take(self, account: Account, now: float) -> bytes | None:
         """Encode what is to be written; a retry of an unchanged state keeps its stamp."""
-        account.ask()
-        mark = account.mark
-        if mark is not None and mark.source is not None:
-            mark.handled = mark.source.handled
+        handled = account.ask()
+        if handled is not None and account.mark is not None:
+            account.mark.handled = handled
         self._settle(account)
         stamp = now if account.changed else account.stamp
         state = account.state
@@ -390,9 +395,10 @@ class Ledger:
 
     def _settle(self, account: Account) -> None:
         """Close the short way for the account's next change."""
-        self.due.pop(account.id, None)
-        if not self.due:
-            self.due.clear()  # an emptied dictionary keeps its table until then
+        if self.due:
+            self.due.pop(account.id, None)
+            if not self.due:
+                self.due.clear()  # an emptied dictionary keeps its table until then
         if account.mark is not None:
             self._stop_asking(account, account.mark)
 

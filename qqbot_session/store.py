@@ -602,7 +602,9 @@ class AsyncSessionStore:
         self._check_open()
         loop = self._commit.running_loop()
         try:
-            account_id = check_account_id(gateway.account_id)
+            account_id = gateway.account_id
+            if type(account_id) is not str or account_id not in self._ledger.accounts:
+                account_id = check_account_id(account_id)
             account = self._ledger.accounts.get(account_id)
             handled = gateway.handled
             noted = None if account is None else self._ledger.noted(account, gateway)

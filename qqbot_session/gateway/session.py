@@ -71,7 +71,7 @@ _ADDRESS = "gatewayUrl"
 _MAX_ADDRESS = 512  # characters
 _DEATHS = "deaths"
 _ENDED = "endedInOrder"
-_TEXTS = (_DEATHS, _SETTLED_ABOVE, _HELD_SECONDS, _RECENT_EVENTS)  # what matters most comes first
+_TEXTS = (_DEATHS, _SETTLED_ABOVE, _HELD_SECONDS, _RECENT_EVENTS)
 
 _EARLIER = 32  # sessions of this process whose events may still settle
 _TIME = 16  # bytes of a time in milliseconds
@@ -299,8 +299,10 @@ class GatewaySession:
         above, held = watermark.above(), watermark.held()
         begun = () if self._ended else watermark.begun()
         deaths = self._deaths.text(begun, watermark.is_left)
-        rest = (deaths, self._ended, self._back_off.full_at, self._refusal, self._silent)
-        key = (self.turn, watermark.settled, above, held, self._recent.changes, *rest)
+        key = (
+            self.turn, watermark.settled, above, held, self._recent.changes, deaths,
+            self._ended, self._back_off.full_at, self._refusal, self._silent,
+        )  # fmt: skip
         if key != self._key:
             self._key = key
             self._state = self._make_state(above, held, deaths)
@@ -431,7 +433,7 @@ class GatewaySession:
 
     def _make_state(self, above: str, held: str, deaths: str) -> SessionState | None:
         session = self._session
-        ours: dict[str, Any] = {}  # likewise
+        ours: dict[str, Any] = {}  # what matters most comes first
         if (spent := self._back_off.full_at) > self._now:
             ours[_IDENTIFIES] = round(spent * 1000)
         if self._refusal is not None:
@@ -440,9 +442,14 @@ class GatewaySession:
             return None
         if self._ended and session.session_id is not None:
             ours[_ENDED] = True
-        recent = self._recent.text() if self._recent.limit else ""
-        texts = zip(_TEXTS, (deaths, above, held, recent), strict=True)
-        ours |= {name: text for name, text in texts if text}
+        if deaths:
+            ours[_DEATHS] = deaths
+        if above:
+            ours[_SETTLED_ABOVE] = above
+        if held:
+            ours[_HELD_SECONDS] = held
+        if self._recent.limit and (recent := self._recent.text()):
+            ours[_RECENT_EVENTS] = recent
         return known_valid(session, last_seq=self.settled, extra=self._with_ours(ours))
 
     def _with_ours(self, ours: Mapping[str, Any]) -> Mapping[str, Any]:
