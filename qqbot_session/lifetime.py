@@ -8,7 +8,9 @@ Rules:
   set with `signal.signal` runs when ours have ended, so that what it closes stays open until
   then. Afterwards every handler is back in its place.
 * A signal that is ignored stays ignored. SIGHUP is taken only where it would kill the process,
-  and never counts as the second signal: the terminal and the shell both send it.
+  and never counts as the second signal: the terminal and the shell both send it. Nor does what
+  comes within half a second of the first: launchers such as `uv run` under PM2 (0.2 s later),
+  `nb run` and watchfiles hand on a signal that their child has had already.
 * Only `signal.signal` is used, on every loop and system: not every loop can add or remove signal
   handlers, and adding one would replace the program's.
 * A loop that is blocked cannot stop anything. The second signal then ends the process, as SIGKILL
@@ -35,6 +37,7 @@ from .logs import say
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGBREAK: Windows; a closed window, too
 _NUMBERS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _HANGUP = getattr(signal, "SIGHUP", None)
+_ECHO = 0.5  # seconds after the first signal in which another is the same one, handed on
 _HEED = 0.5  # seconds that a loop has to take up a signal once the second has come
 _LOOK = 0.5  # seconds between two looks at whether the loop still turns
 _BLOCKED = 5.0  # seconds for which a loop may stand still without a warning
@@ -155,6 +158,7 @@ class _Process:
         self.stops: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[int], object]]] = {}
         self.takers = 0  # those of them that are in the main thread
         self.came: list[int] = []
+        self._first = 0.0  # when the first came, on the monotonic clock
         self.hands_on = False  # the signals, to what is there by default
         self._heard = True  # by the main thread's loop: the latest signal
 
@@ -185,8 +189,11 @@ class _Process:
 
     def signalled(self, number: int) -> None:
         """Tell everything of ours, in the signal's handler: the loop may be anywhere."""
-        if self.came and number == _HANGUP:
+        now = time.monotonic()
+        if self.came and (number == _HANGUP or now < self._first + _ECHO):
             return
+        if not self.came:
+            self._first = now
         self.came.append(number)
         if not self._heard:
             try:

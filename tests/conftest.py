@@ -153,6 +153,12 @@ def nothing_left_for_the_next_test(tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
+def every_signal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take none for an echo of the first: virtual time does not pass on the signals' clock."""
+    monkeypatch.setattr("qqbot_session.lifetime._ECHO", 0.0)
+
+
+@pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A directory for records that does not exist yet."""
     return tmp_path / "sessions"

@@ -509,6 +509,7 @@ async def test_signals_are_left_alone_if_asked_so_and_outside_the_main_thread(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("every_signal_counts")
 async def test_handlers_get_their_grace_and_a_second_signal_ends_it(qq: LocalGateway) -> None:
     # promise 22
     begun, ended = asyncio.Event(), []

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,6 +76,7 @@ def run_until_signals(*numbers: signal.Signals) -> list[int]:
     return seen
 
 
+@pytest.mark.usefixtures("every_signal_counts")
 def test_each_signal_comes_to_the_loop_and_afterwards_they_are_as_they_were() -> None:
     # promise 22
     numbers = [signal.SIGTERM, signal.SIGINT]
@@ -110,6 +113,7 @@ async def a_line(seen: list[str]) -> None:
             seen.append(name)
 
 
+@pytest.mark.usefixtures("every_signal_counts")
 @pytest.mark.parametrize(
     ("requests", "seen"),
     [
@@ -136,6 +140,29 @@ async def test_only_a_second_request_of_the_same_kind_ends_the_grace(
     await asyncio.wait([task])
     assert found == seen
     assert task.cancelled() is ("cancel" in requests)
+
+
+@pytest.mark.parametrize(
+    ("pause", "seen"),
+    [(0.001, ["first"]), (0.2, ["first"]), (0.6, ["first", "second"])],
+)
+async def test_a_signal_that_a_launcher_hands_on_ends_no_grace(
+    pause: float, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nb run` adds SIGTERM to Ctrl-C at once, `uv run` under PM2 another SIGINT after 0.2 s."""
+    # promise 29
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
+    monkeypatch.setattr("qqbot_session.lifetime.time", clock)
+    found: list[str] = []
+    task = asyncio.create_task(run_until_stopped(a_line(found)))
+    await asyncio.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(1)
+    now += pause
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait([task])
+    assert found == seen
 
 
 async def test_what_a_bot_raises_is_raised_though_a_signal_came() -> None:
