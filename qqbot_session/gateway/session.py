@@ -44,6 +44,7 @@ from ..state import (
     MAX_INTEGER,
     MAX_SECONDS,
     SessionState,
+    check_account_id,
     check_app_id,
     check_intents,
     check_shard,
@@ -78,6 +79,7 @@ _TIME = 16  # bytes of a time in milliseconds
 # The longest account id, session id and `extra` leave room for this many characters.
 _SHORT_APP_ID = 512
 
+_BLANK = SessionState(account_id="-")
 _generations = count(1)
 
 
@@ -176,9 +178,15 @@ class GatewaySession:
         jitter: Callable[[], float] = random.random,
         fingerprint: Callable[[str], str] | None = None,
     ) -> None:
-        check_app_id(app_id)
-        check_intents(intents)
-        check_shard(shard)
+        # All but the cursors; without a session, its `session_id` is None.
+        self._kept = known_valid(
+            _BLANK,
+            account_id=check_account_id(account_id),
+            app_id=check_app_id(app_id),
+            intents=check_intents(intents),
+            shard=check_shard(shard),
+        )
+        _check_room(self._kept)
         check_limit("max_resumes", max_resumes, (int,), 0)
         check_limit("max_session_age", max_session_age, (int, float), 0.0)
         check_limit("remember_events", remember_events, (int,), 0, MAX_REMEMBERED)
@@ -203,12 +211,7 @@ class GatewaySession:
         self._measured: tuple[object, int] = (None, 0)  # the record's own `extra`, and its bytes
         self._key: tuple[object, ...] = ()  # what `_state` was made of
         self._state: SessionState | None = None
-        # All but the cursors; without a session, its `session_id` is None.
-        self._kept = SessionState(
-            account_id=account_id, app_id=app_id, intents=intents, shard=shard
-        )
         self.account_id = self._kept.account_id
-        _check_room(self._kept)
         if resume is not None:
             self._restore(resume)
 
