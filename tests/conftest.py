@@ -80,7 +80,17 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as of one that `nohup` started
     config.addinivalue_line("markers", "real_time: run on an ordinary event loop")
     gc.disable()  # half of the time that collecting takes
+    _judge_no_test_by_its_time()
     config.option.loadscopereorder = False  # xdist's: it would begin with what has most tests
+
+
+def _judge_no_test_by_its_time() -> None:
+    """Hypothesis would, however busy the machine; not at the top, for programs import this."""
+    from hypothesis import HealthCheck, settings
+
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=slow)
+    settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -138,8 +148,9 @@ def _loggers() -> dict[str, tuple[object, ...]]:
 def _process() -> tuple[object, ...]:
     """What a program can change for all that run in its process after it."""
     numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    handlers = [signal.getsignal(number) for number in numbers]
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
-    return _loggers(), [*map(signal.getsignal, numbers)], Path.cwd(), environment
+    return _loggers(), logging.root.manager.disable, handlers, Path.cwd(), environment
 
 
 @pytest.fixture(autouse=True)

@@ -932,7 +932,6 @@ class FileMachine(Machine):
 
 every_storage = pytest.mark.parametrize("machine", [MemoryMachine, FileMachine])
 COMMON: dict[str, Any] = {
-    "deadline": None,
     "database": None,
     "print_blob": True,
     "suppress_health_check": list(HealthCheck),

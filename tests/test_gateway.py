@@ -1255,7 +1255,7 @@ frames = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(frames | anything, max_size=8), st.sampled_from([0, 5]))
 def test_any_payload_is_an_event_or_an_error_that_changes_nothing(
     payloads: list[Any], remember: int
@@ -1359,7 +1359,7 @@ class Play:
             self.gateway.settle(self.running.pop(seq))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from("eeeehhhfdrsk"), max_size=40), st.data())
 def test_under_random_misfortune_no_event_is_lost_and_none_comes_twice_after_clean_stops(
     steps: list[str], data: st.DataObject

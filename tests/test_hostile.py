@@ -524,8 +524,7 @@ def check_hostile_bytes(directory: Path, data: bytes) -> None:
     max_examples=100,
     derandomize=True,
     database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(hostile_bytes)
 @example(VALID)
@@ -539,9 +538,8 @@ def test_any_bytes_are_a_session_or_none(directory: Path, data: bytes) -> None:
 @settings(
     max_examples=10_000,
     database=None,
-    deadline=None,
     print_blob=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(hostile_bytes)
 def test_many_more_bytes_are_a_session_or_none(directory: Path, data: bytes) -> None:

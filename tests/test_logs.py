@@ -59,7 +59,7 @@ def test_what_is_long_is_cut(text: str) -> None:
     assert shown(text, 10).endswith("…")
 
 
-@settings(max_examples=500, deadline=None, database=None)
+@settings(max_examples=500, database=None)
 @given(text(), integers(1, 300))
 def test_any_text_is_one_line_that_prints(value: str, limit: int) -> None:
     # promise 33

@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qqbot_session import InvalidRecordError, SessionState
@@ -534,7 +534,6 @@ def test_a_newer_number_and_stamp_replace_those_of_the_state() -> None:
     assert json.loads(encode(FULL, 0, 0.0))["lastSeq"] == 0
 
 
-@settings(deadline=None)
 @given(states)
 def test_every_state_is_laid_out_as_json_dumps_would_and_reads_back_equal(
     state: SessionState,
@@ -554,7 +553,6 @@ def test_every_state_is_laid_out_as_json_dumps_would_and_reads_back_equal(
     assert decode(stamped) == replace(state, last_seq=MAX_INTEGER, saved_at=4e12)
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(["a", "\x01", "中", "😀", '"']),
     st.tuples(*[st.integers(0, 22_000)] * 3),
@@ -594,7 +592,6 @@ def test_a_session_id_as_long_as_it_may_be_leaves_room_for_the_longest_number_an
     assert decode(record) == replace(longest, last_seq=MAX_INTEGER, saved_at=4e12)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 4_000_000_000_000_000))
 def test_times_keep_their_millisecond(milliseconds: int) -> None:
     record = b'{"accountId": "a", "savedAt": %d, "establishedAt": %d}' % (
@@ -725,13 +722,11 @@ def test_a_field_that_is_null_counts_as_unset() -> None:
     assert judge(f'{{"accountId": "a", {text}}}'.encode()) == SessionState(account_id="a")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_random_bytes_decode_or_are_refused(data: bytes) -> None:  # promise 14
     judge(data)
 
 
-@settings(deadline=None)
 @given(states, st.data())
 def test_a_mutated_record_decodes_or_is_refused(state: SessionState, data: st.DataObject) -> None:
     """Some bytes replaced, inserted or taken out anywhere."""  # promise 14
@@ -744,7 +739,6 @@ def test_a_mutated_record_decodes_or_is_refused(state: SessionState, data: st.Da
     judge(bytes(record))
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(KNOWN)) | st.text(), json_values))
 def test_any_json_object_decodes_or_is_refused(fields: dict[str, Any]) -> None:  # promise 14
     data = json.dumps({"accountId": "a", **fields}).encode()
