@@ -458,9 +458,9 @@ class GatewaySession:
     def _with_ours(self, ours: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the record's own `extra` and as much of ours as fits."""
         theirs = self._session.extra
-        if theirs is not self._measured[0]:
-            self._measured = (theirs, extra_length(theirs) if theirs else 0)
-        room = MAX_EXTRA_BYTES - self._measured[1]
+        if theirs and theirs is not self._measured[0]:
+            self._measured = (theirs, extra_length(theirs))
+        room = MAX_EXTRA_BYTES - (self._measured[1] if theirs else 0)
         fitting = {}
         for name, value in ours.items():
             # Texts of ASCII that JSON does not escape, and times; 16 bytes are around each of them.
