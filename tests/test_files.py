@@ -945,7 +945,8 @@ async def test_only_files_named_like_records_are_scanned_or_removed(
     storage: FileStorage, directory: Path, clock: WallClock
 ) -> None:
     """Other people's files in the directory are none of our business."""  # promise 13
-    await storage.commit({"a": b'{\n  "sessionId": "torn', "b": b"garbage"})
+    torn = b'{\n  "sessionId": "torn'
+    await storage.commit({"a": torn, "b": b"garbage"})
     others = ["README", "session-.txt", "xsession-a.json", "session-a.json.bak", "session-a.json~"]
     others += [
         ".session-a.json",
@@ -955,8 +956,9 @@ async def test_only_files_named_like_records_are_scanned_or_removed(
         "x" + LEFT_OVER,
     ]
     for name in others:
-        (directory / name).write_bytes(b"garbage")
+        (directory / name).write_bytes(torn)
         os.utime(directory / name, (0, 0))
+    assert sorted([data async for _, data in storage.scan()]) == [b"garbage", torn]
     async with AsyncSessionStore(storage, clock=clock) as store:
         assert await store.cleanup() == 1
     assert listing(directory) == sorted([*others, "session-b.json"]), "which never was a record"
