@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# gunicorn 27.0.1 with its own ASGI worker (`-k asgi`): SIGINT, which is what Ctrl-C and PM2 send, ends the application without
-# `lifespan.shutdown`. Its tasks are cancelled, and the status is 0; what an application closes behind the `yield` of
-# its lifespan stays as it was. SIGTERM does send it. uvicorn 0.54.0, hypercorn 0.18.0 and granian 2.8.9 send it
-# upon both. Seen on Python 3.11.7: "gunicorn: SIGTERM shutdown, SIGINT no shutdown, status 0" and
-# "uvicorn/hypercorn/granian: SIGTERM shutdown, SIGINT shutdown".
+# gunicorn 27.0.1 with its own ASGI worker (`-k asgi`): SIGINT, which is what Ctrl-C and PM2 send, ends the application
+# without `lifespan.shutdown`. Its tasks are cancelled, and the status is 0; what an application closes behind the `yield`
+# of its lifespan stays as it was. SIGTERM does send it. uvicorn 0.54.0, hypercorn 0.18.0 and granian 2.8.9 send it upon
+# both. Seen on Python 3.11.7: "gunicorn: SIGTERM shutdown, SIGINT no shutdown, status 0" and "uvicorn/hypercorn/granian:
+# SIGTERM shutdown, SIGINT shutdown".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# hatch 1.18.2: `hatch run python bot.py` stays the parent of what it runs and hands no SIGTERM on. A supervisor that ends the
-# process it started (supervisord, a shell's `kill`) ends hatch alone: the bot never hears of it and goes on, adopted by
-# init, and the next start makes a second bot that takes the first one's session from it. `poetry run` 2.5.1 and `pipenv run` become
-# the command, so the signal is the bot's; `uv run` and `pdm run` hand it on.
-# Seen on Python 3.11.7: "hatch: ended by SIGTERM; the bot: still running, heard nothing" and "poetry: ended in order; the
-# bot: ended, heard SIGTERM".
+# hatch 1.18.2: `hatch run python bot.py` stays the parent of what it runs and hands no SIGTERM on. A supervisor that ends
+# the process it started (supervisord, a shell's `kill`) ends hatch alone: the bot never hears of it and goes on, adopted by
+# init, and the next start makes a second bot that takes the first one's session from it. `poetry run` 2.5.1 and `pipenv
+# run` become the command, so the signal is the bot's; `uv run` and `pdm run` hand it on. Seen on Python 3.11.7: "hatch:
+# ended by SIGTERM; the bot: still running, heard nothing" and "poetry: ended in order; the bot: ended, heard SIGTERM".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# nb-cli 1.7.4 and NoneBot 2.5.0's own driver `~none`: `nb run` answers Ctrl-C by sending SIGTERM to its child, which has had
-# the terminal's SIGINT a millisecond before, and the driver takes a second signal for "force quit". So under `nb run` each
-# Ctrl-C cancels the shutdown hooks in their middle, those that store something too; with `--reload` a plain `kill` of nb does
-# (two SIGTERM within 0.05 s). `python bot.py` lets them finish; so does `nb run` on uvicorn (`~fastapi`), which only counts SIGINT.
-# Seen on Python 3.11.7: "python bot.py, Ctrl-C: finished", "nb run, Ctrl-C: cut off", "nb run, kill: finished" and
-# "nb run --reload, kill: cut off".
+# nb-cli 1.7.4 and NoneBot 2.5.0's own driver `~none`: `nb run` answers Ctrl-C by sending SIGTERM to its child, which has
+# had the terminal's SIGINT a millisecond before, and the driver takes a second signal for "force quit". So under `nb run`
+# each Ctrl-C cancels the shutdown hooks in their middle, those that store something too; with `--reload` a plain `kill` of
+# nb does (two SIGTERM within 0.05 s). `python bot.py` lets them finish; so does `nb run` on uvicorn (`~fastapi`), which
+# only counts SIGINT. Seen on Python 3.11.7: "python bot.py, Ctrl-C: finished", "nb run, Ctrl-C: cut off", "nb run, kill:
+# finished" and "nb run --reload, kill: cut off".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

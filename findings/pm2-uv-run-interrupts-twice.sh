@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# PM2 7.0.4 and `uv run` of uv 0.13.9, each right by itself: `pm2 stop` interrupts every process of the tree, the bot
-# among them, and uv, which is interrupted without a terminal, hands the interrupt on to its child 0.2 s later. So the bot gets
-# two upon every stop and restart, and one that takes the second for impatience cuts its shutdown short each time. Without `uv run`
-# it gets one; so it does in a terminal, where uv leaves Ctrl-C to the terminal. Needs node and npm.
-# Seen on Python 3.11.7: "python: 1 interrupt(s)" and "uv run python: 2 interrupt(s)".
+# PM2 7.0.4 and `uv run` of uv 0.13.9, each right by itself: `pm2 stop` interrupts every process of the tree, the bot among
+# them, and uv, which is interrupted without a terminal, hands the interrupt on to its child 0.2 s later. So the bot gets
+# two upon every stop and restart, and one that takes the second for impatience cuts its shutdown short each time. Without
+# `uv run` it gets one; so it does in a terminal, where uv leaves Ctrl-C to the terminal. Needs node and npm. Seen on Python
+# 3.11.7: "python: 1 interrupt(s)" and "uv run python: 2 interrupt(s)".
 set -euo pipefail
 folder=$(mktemp -d)
 cd "$folder"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # qq-botpy 1.2.1 looks through the command line of the whole program for `-d` or `--debug`, whoever it is meant for: a bot
-# with an option of its own (`bot.py -d data`) is logged at level DEBUG from then on. That is not only more lines: `botpy.log`,
-# which every client opens in the current directory, readable for everybody (0644), then has the whole Authorization header
-# of each HTTP call and the frames that carry the token to the gateway. Whoever reads such a log can act as
-# the bot for up to two hours. Client(..., ext_handlers=False) opens no file; log_level=logging.INFO overrides the option.
-# Seen on Python 3.11.7: "bot.py: token in botpy.log: False", "bot.py -d data: token in botpy.log: True, mode 644".
+# with an option of its own (`bot.py -d data`) is logged at level DEBUG from then on. That is not only more lines:
+# `botpy.log`, which every client opens in the current directory, readable for everybody (0644), then has the whole
+# Authorization header of each HTTP call and the frames that carry the token to the gateway. Whoever reads such a log can
+# act as the bot for up to two hours. Client(..., ext_handlers=False) opens no file; log_level=logging.INFO overrides the
+# option. Seen on Python 3.11.7: "bot.py: token in botpy.log: False", "bot.py -d data: token in botpy.log: True, mode 644".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # websocket-client 1.9.2, on which QwenPaw is built: WebSocketApp.run_forever() keeps Ctrl-C to itself. It goes to
-# `on_error`, and run_forever returns, so that the usual `while True: app.run_forever()` connects again instead of ending. What it
-# returns does not help: the docstring says False for "closed or Ctrl-C", True for any other error; Ctrl-C gives True,
-# exactly as a lost connection does. SystemExit, raised by a SIGTERM handler say, does come out.
-# Seen on Python 3.11.7: "Ctrl-C: returned True, on_error got KeyboardInterrupt", "dropped: returned True, on_error got
+# `on_error`, and run_forever returns, so that the usual `while True: app.run_forever()` connects again instead of ending.
+# What it returns does not help: the docstring says False for "closed or Ctrl-C", True for any other error; Ctrl-C gives
+# True, exactly as a lost connection does. SystemExit, raised by a SIGTERM handler say, does come out. Seen on Python
+# 3.11.7: "Ctrl-C: returned True, on_error got KeyboardInterrupt", "dropped: returned True, on_error got
 # WebSocketConnectionClosedException" and "sys.exit: raised SystemExit, on_error got SystemExit".
 set -euo pipefail
 folder=$(mktemp -d)
