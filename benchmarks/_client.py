@@ -160,7 +160,7 @@ async def ours(on: str, url: str, lines: int, storage: Any, remembered: int) -> 
         meter = Meter(lines)
 
         def observe(event: Event) -> None:
-            if isinstance(event, Ready | Resumed):
+            if type(event) is Ready or type(event) is Resumed:
                 meter.resumed()
 
         async def handle(event: Dispatch) -> None:

@@ -268,13 +268,14 @@ class Ledger:
 
     def noted(self, account: Account, source: Source) -> Mark | None:
         """Return the account's mark if its session is the one that this source has now."""
-        mark = account.mark
+        mark, state = account.mark, account.state
         if (
             mark is not None
+            and state is not None
             and mark.generation == source.generation
             and mark.turn == source.turn
+            and mark.session_id == state.session_id  # else another was saved or read since
             and account.has_session
-            and mark.session_id == session_of(account.state)  # else another was saved or read since
         ):
             return mark
         return None

@@ -369,11 +369,12 @@ _OPERATIONS: Mapping[int, Callable[[Connection, Mapping[str, Any], float], Event
 
 def _decode(frame: object) -> Mapping[str, Any]:
     """Return the payload of a frame."""
-    if type(frame) is str or isinstance(frame, str | bytes):  # here and below: the usual type first
+    # Here and below: the usual type first, as `str | bytes` is made anew each time.
+    if type(frame) is bytes or type(frame) is str or isinstance(frame, str | bytes):
         if len(frame) > _MAX_FRAME:
             raise GatewayProtocolError(f"a frame of {len(frame)} is longer than {_MAX_FRAME}")
         try:
-            frame = parse_json(frame if isinstance(frame, str) else frame.decode())
+            frame = parse_json(frame.decode() if isinstance(frame, bytes) else frame)
         except (ValueError, RecursionError) as error:
             raise GatewayProtocolError(f"a frame is not JSON: {type(error).__name__}") from None
     if type(frame) is not dict and not isinstance(frame, Mapping):
