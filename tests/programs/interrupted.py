@@ -1,9 +1,9 @@
 """KeyboardInterrupt or SystemExit at any line of ours, as a Ctrl-C or a handler's exit may come.
 
-`interrupted.py ERROR STORAGE AFTER EVERY OFFSET` lives a short life again and again, and raises at
-the first line that it runs of ours, then at the second and so on: at each whose number leaves
-OFFSET when divided by EVERY. Afterwards either the same loop goes on (AFTER is `goes-on`), or
-`asyncio.Runner` cancels all tasks and closes it (`runner`). Prints what is wrong.
+`interrupted.py ERROR[,ERROR...] STORAGE AFTER EVERY OFFSET` lives a short life again and again, and
+raises each error at the first line that it runs of ours, then at the second and so on: at each
+whose number leaves OFFSET when divided by EVERY. Afterwards either the same loop goes on (AFTER is
+`goes-on`), or `asyncio.Runner` cancels all tasks and closes it (`runner`). Prints what is wrong.
 """
 
 from __future__ import annotations
@@ -212,9 +212,14 @@ def say(*words: object) -> None:
     os.write(1, f"{' '.join(map(str, words))}\n".encode())
 
 
-def main(error: str, kind: str, after: str, every: str, offset: str) -> None:
+def main(errors: str, kind: str, after: str, every: str, offset: str) -> None:
     logging.disable(logging.CRITICAL)
-    interruption.error = getattr(builtins, error)
+    for error in errors.split(","):
+        interruption.error = getattr(builtins, error)
+        live_again_and_again(kind, after, every, offset)
+
+
+def live_again_and_again(kind: str, after: str, every: str, offset: str) -> None:
     problems = {}
     end = go_on if after == "goes-on" else end_with_runner
     at, lived = int(offset) or int(every), 0
