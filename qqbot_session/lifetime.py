@@ -9,8 +9,8 @@ Rules:
   then. Afterwards every handler is back in its place.
 * A signal that is ignored stays ignored. SIGHUP is taken only where it would kill the process,
   and never counts as the second signal: the terminal and the shell both send it. Nor does what
-  comes within half a second of the first: launchers such as `uv run` under PM2 (0.2 s later),
-  `nb run` and watchfiles hand on a signal that their child has had already.
+  comes within a quarter of a second of the first: launchers such as `uv run` under PM2 (0.2 s
+  later), `nb run` and watchfiles hand on a signal that their child has had already.
 * Only `signal.signal` is used, on every loop and system: not every loop can add or remove signal
   handlers, and adding one would replace the program's.
 * A loop that is blocked cannot stop anything. The second signal then ends the process, as SIGKILL
@@ -37,7 +37,7 @@ from .logs import say
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGBREAK: Windows; a closed window, too
 _NUMBERS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _HANGUP = getattr(signal, "SIGHUP", None)
-_ECHO = 0.5  # seconds after the first signal in which another is the same one, handed on
+_ECHO = 0.25  # seconds after the first signal in which another is the same one, handed on
 _HEED = 0.5  # seconds that a loop has to take up a signal once the second has come
 _LOOK = 0.5  # seconds between two looks at whether the loop still turns
 _BLOCKED = 5.0  # seconds for which a loop may stand still without a warning

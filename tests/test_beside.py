@@ -234,7 +234,7 @@ async def test_hang_ups_that_follow_each_other_are_one(qq: LocalGateway, tmp_pat
     assert program.words().count("handled hello") == 2
 
 
-@pytest.mark.parametrize("pause", [0.6, 1.0])
+@pytest.mark.parametrize("pause", [0.4, 1.0])
 async def test_the_second_signal_ends_a_process_whose_loop_is_blocked(
     pause: float, qq: LocalGateway, tmp_path: Path
 ) -> None:
