@@ -68,9 +68,9 @@ async def test_the_first_bot_answers(tmp_path: Path) -> None:
         command = (sys.executable, "-W", "error", "-c", blocks(ENGLISH)[0])
         bot = await start(*command, cwd=tmp_path, env=os.environ | at(qq), stderr=PIPE)
         await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
+        await qq.emit("C2C_MSG_REJECT", {})  # handled before the others are answered
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("ping"))
         await qq.emit("GROUP_AT_MESSAGE_CREATE", qq.group_at_message("ping all"))
-        await qq.emit("C2C_MSG_REJECT", {})
         await qq.wait_for(lambda qq: len(qq.sent) == 2)
         bot.send_signal(signal.SIGTERM)
         _, said = await bot.communicate()
