@@ -100,7 +100,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # what was collected stays: no test need look through it
     gc.enable()
 
 
