@@ -310,6 +310,7 @@ class ShardRunner:
             self._refresh_token = False
             alarm.set(self._loop.time() + _CONNECT_WAIT)
             socket = await self._connect()
+            alarm.heed()
         except GatewayRefusedError:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the next try is as good
@@ -322,6 +323,7 @@ class ShardRunner:
         try:
             connection.opened(token, self._now())
         except BaseException:  # the token is none
+            alarm.stop()
             await self._close(socket, _CLOSE_CODE)
             raise
         return socket
@@ -342,7 +344,7 @@ class ShardRunner:
 
         One coroutine: this is where a line waits for days, and what it takes in memory.
         """
-        code = due = None
+        code, due = None, 0.0
         is_quiet = False  # whether there is nothing to do but to wait for the next frame
         try:
             self._end_if_asked()
@@ -367,10 +369,10 @@ class ShardRunner:
                     is_quiet = self._take(connection, frame)
                 elif not alarm.rings:
                     break
-                if alarm.task.cancelling() > self._cancels:
+                if alarm.rings or alarm.task.cancelling() > self._cancels:
                     is_quiet = False
                     if alarm.heed():
-                        self._wake(connection, alarm.due)
+                        self._wake(connection, due)
                     self._end_if_asked()
         except asyncio.CancelledError:
             self._ending = True
@@ -387,7 +389,7 @@ class ShardRunner:
     def _wake(self, connection: Connection, due: float) -> None:
         """Do what is due, unless the task is to end."""
         self._end_if_asked()
-        connection.handle_timer(max(self._now(), due + self._epoch))  # loops wake a tick early
+        connection.handle_timer(max(self._now(), due))  # loops wake a tick early
         self._record()
 
     async def _close(self, socket: Socket, code: int) -> int | None:

@@ -710,6 +710,68 @@ async def test_a_cancellation_that_a_library_swallows_ends_run(
         assert world.task.cancelled()
 
 
+@pytest.mark.parametrize("where", ["token", "connect"])
+async def test_what_comes_too_late_but_comes_is_taken(where: str) -> None:
+    # promise 20: such as `asyncio.wait_for` of Python 3.11 makes of a time-out
+    async def late(*_: object) -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return line if where == "connect" else "secret-token"
+
+    line = Line()
+    async with a_world(**{where: late}) as world:
+        await asyncio.sleep(10.5)
+        line = line if where == "connect" else world.lines[0]
+        line.hello()
+        line.ready()
+        line.event(2)
+        await settle()
+        assert line.handshakes() == [2]
+        assert world.handled == [2]
+
+
+async def test_a_time_out_that_a_library_keeps_to_itself_is_no_missing_heartbeat() -> None:
+    # promise 20
+    async with a_world() as world:
+        line = await world.up()
+        receive = line.receive
+
+        async def keep_to_itself() -> str | bytes | None:
+            try:
+                return await receive()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                assert task is not None
+                task.uncancel()
+                return '{"op": 11}'
+
+        line.receive = keep_to_itself  # type: ignore[method-assign]
+        line.say(op=11)
+        for _ in range(5):
+            await asyncio.sleep(45.1)
+            line.say(op=11)
+        line.receive = receive  # type: ignore[method-assign]
+        line.say(op=11)
+        await settle()
+        assert [frame["op"] for frame in line.sent].count(1) == 6
+
+
+async def test_a_line_that_is_slow_to_close_hides_no_error() -> None:
+    async def connect() -> Line:
+        await asyncio.sleep(9.5)
+        line.answers_close = False
+        return line
+
+    async def token(new: bool) -> Any:
+        return 1
+
+    line = Line()
+    with pytest.raises(TypeError, match="token must be a str"):
+        async with a_world(connect=connect, token=token) as world:
+            await asyncio.wait([world.task])
+
+
 async def test_thousands_of_handlers_in_flight_are_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -754,6 +816,21 @@ async def test_steps_of_the_wall_clock_are_no_dead_line(monkeypatch: pytest.Monk
         await settle()
         assert line.closed_with is None
         assert len([frame for frame in line.sent if frame["op"] == 1]) in (4, 5)
+
+
+async def test_a_line_beats_whatever_the_clock_says_at_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # promise 11: some machines have no clock until they were told the time
+    for start in range(1, 40):
+        monkeypatch.setattr("qqbot_session.shard.time.time", lambda now=start / 3: now)
+        async with a_world() as world:
+            line = await world.up()
+            for _ in range(10):
+                line.say(op=11)
+                await asyncio.sleep(45.1)
+            assert [frame["op"] for frame in line.sent].count(1) == 11
+            assert line.closed_with is None
 
 
 async def test_a_step_of_the_wall_clock_lets_no_event_go_on_the_next_line(
