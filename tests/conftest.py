@@ -24,11 +24,11 @@ from descriptors import targets
 
 pytest_plugins = ["qqbot_session_pytest"]
 
-# Files that take ten seconds or more, which is mostly waiting; the longest first.
-LONGEST = [
-    *("test_beside", "test_foreign_processes", "test_storage_contract", "test_sockets"),
-    *("test_readme", "test_redis", "test_stress", "test_failover", "test_lease", "test_misfortune"),
-    *("test_crash_points", "test_cli", "test_pytest_plugin", "test_shutdown", "test_platforms"),
+# Files that wait more than they compute, or are long, the longest first.
+WAITING = [
+    *("test_beside", "test_storage_contract", "test_sockets", "test_readme", "test_redis"),
+    *("test_foreign_processes", "test_failover", "test_stress", "test_lease", "test_bot"),
+    "test_store_alone",
 ]
 
 
@@ -94,9 +94,13 @@ def _judge_no_test_by_its_time() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no process is left alone with one."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    """Put what waits between what computes: no core has nothing to do, and no file is last."""
+    files = dict.fromkeys(item.path.stem for item in items)
+    computing = [name for name in files if name not in WAITING]
+    apart = len(computing) / len(WAITING)
+    place = {name: number * apart for number, name in enumerate(WAITING)}
+    place |= {name: float(number) for number, name in enumerate(computing)}
+    items.sort(key=lambda item: place[item.path.stem])
 
 
 def pytest_collection_finish() -> None:
