@@ -359,7 +359,8 @@ class ShardRunner:
                             await self._write()
                         for ours in connection.frames_to_send():
                             await socket.send(ours)
-                    frame = await socket.receive()
+                    if not alarm.rings:  # else `send` has kept that to itself
+                        frame = await socket.receive()
                 except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a broken line
                     if not alarm.rings:
                         self._raise_if_asked_to_end(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import logging
@@ -755,6 +756,20 @@ async def test_a_time_out_that_a_library_keeps_to_itself_is_no_missing_heartbeat
         line.say(op=11)
         await settle()
         assert [frame["op"] for frame in line.sent].count(1) == 6
+
+
+async def test_a_silent_line_is_given_up_though_its_send_keeps_a_time_out_to_itself() -> None:
+    # promise 20
+    async def hang(frame: str, /) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    async with a_world() as world:
+        line = await world.up()
+        line.send = hang  # type: ignore[method-assign]
+        line.say(op=1)
+        await asyncio.sleep(200)
+        assert line.closed_with == 4000
 
 
 async def test_a_line_that_is_slow_to_close_hides_no_error() -> None:
