@@ -49,6 +49,8 @@ class Teller(logging.Handler):
             say("closed", code=record.qqbot_code, next=record.qqbot_next)  # type: ignore[attr-defined]
         elif reason in ("ready", "resumed"):
             say(reason)
+        elif reason == "deadly":
+            say("let go", content=record.qqbot_event["id"])  # type: ignore[attr-defined]
 
 
 class FailedOnPurpose(Exception):

@@ -5,7 +5,8 @@
 
 Columns: events that the gateway took (`sent`), those that no handler ended (`lost`), those that
 more than one did (`twice`), and the handshakes. What a session that the gateway ended could not
-keep is not counted: before such an end the bot is left to handle what it has.
+keep is not counted: before such an end the bot is left to handle what it has. Nor is what three
+processes died with (promise 30): it is let go, and noted.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Trial:
         self.random = random.Random(seed)
         self.options: dict[str, object] = {}
         self.sent: set[str] = set()
+        self.let_go: set[str] = set()
         self.handled: Counter[str] = Counter()
         self.said: Counter[str] = Counter()
         self.last: dict[str, Any] = {}
@@ -141,6 +143,8 @@ class Trial:
             self.said[said["what"]] += 1
             if said["what"] in ("handled", "failed"):  # both count as handled (promise 18)
                 self.handled[said["content"]] += 1
+            elif said["what"] == "let go":
+                self.let_go.add(said["content"])
             self._news.set()
 
     async def end_all(self) -> None:
@@ -155,7 +159,7 @@ class Trial:
     async def emit(self) -> None:
         content = str(next(self._numbers))
         self.sent.add(content)
-        if not await self.qq.emit(C2C, self.qq.c2c_message(content)):
+        if not await self.qq.emit(C2C, self.qq.c2c_message(content), event_id=content):
             self.sent.discard(content)  # there was no session to keep it
 
     @contextlib.asynccontextmanager
@@ -176,7 +180,7 @@ class Trial:
 
     @property
     def missing(self) -> set[str]:
-        return self.sent - self.handled.keys()
+        return self.sent - self.handled.keys() - self.let_go
 
     async def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
         """Wait until it is true, or until patience ends."""
@@ -190,6 +194,8 @@ class Trial:
     def row(self, scenario: str, **notes: object) -> Row:
         if self.unexpected:
             notes["exit codes"] = sorted(set(self.unexpected))
+        if self.let_go:
+            notes["let go"] = len(self.let_go)
         twice = sum(times > 1 for times in self.handled.values())
         return Row(
             scenario,
