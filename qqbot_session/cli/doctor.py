@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from ..judging import LoadReason, account_of_key, inspect, is_stranger, judge, shown_key
 from ..storages import FileStorage, Storage, foreign
+from ..storages.files import is_misplaced
 from ..storages.holders import held_in_words
 from ..storages.places import LEFT_OVER, open_to_others
 
@@ -105,10 +106,10 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
     now = time.time()
     kinds: Counter[str] = Counter()
     corrupt, foreign, future = list[str](), list[str](), list[str]()
-    strangers = _readable(storage.directory) if isinstance(storage, FileStorage) else set()
+    listed = set[str]()
     try:
         async for key, data in storage.scan():
-            strangers.discard(shown_key(key))
+            listed.add(shown_key(key))
             verdict = judge(inspect(account_of_key(key), data), now=now, max_age=max_age)
             if verdict.reason is LoadReason.CORRUPT:
                 (foreign if is_stranger(key, data) else corrupt).append(shown_key(key))
@@ -119,10 +120,6 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
     except Exception as error:  # noqa: BLE001 - whatever a storage raises is the finding
         yield Finding("problem", "records", f"cannot be listed: {error}", "Bots will Identify.")
         return
-    if strangers:  # what a bot wrote or removed meanwhile is none
-        strangers &= _readable(storage.directory) if isinstance(storage, FileStorage) else set()
-        async for key, _ in storage.scan():
-            strangers.discard(shown_key(key))
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "none"
     yield Finding("ok", "records", counts)
     if corrupt:
@@ -132,9 +129,8 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
         text = f"{len(foreign)} named like a record, with no session in it: {_some(foreign)}"
         advice = "They belong to another program. `cleanup --yes` would remove them."
         yield Finding("note", "strangers", text, advice)
-    if strangers:
-        names = sorted(strangers)
-        text = f"{len(names)} under a name that is not their account's: {_some(names)}"
+    if misplaced := _misplaced(storage, listed) if isinstance(storage, FileStorage) else []:
+        text = f"{len(misplaced)} under a name that is not their account's: {_some(misplaced)}"
         yield Finding("note", "records", text, "Copied or renamed files: no bot reads them.")
     if future:
         text = f"{len(future)} saved in the future: {_some(future)}"
@@ -143,13 +139,10 @@ async def _examine_records(storage: Storage, max_age: float | None) -> AsyncIter
         yield Finding("ok", "clock", "no record comes from the future")
 
 
-def _readable(directory: str) -> set[str]:
-    """Return the names of all readable files that are named like records."""
-    return {
-        entry.name
-        for entry in _entries(directory)
-        if _is_record(entry) and os.access(entry.path, os.R_OK)
-    }
+def _misplaced(storage: FileStorage, listed: set[str]) -> list[str]:
+    """Return the names that a listing passes over; each is read, as bots write meanwhile."""
+    left = (entry for entry in _entries(storage.directory) if entry.name not in listed)
+    return sorted(each.name for each in left if _is_record(each) and is_misplaced(each.path))
 
 
 def _is_unreadable(entry: os.DirEntry[str]) -> bool:

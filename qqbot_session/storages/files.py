@@ -618,6 +618,15 @@ def _is_record(name: str, data: bytes) -> bool:
     return account_id is None or name == file_name(account_id) or name in other_names(account_id)
 
 
+def is_misplaced(path: str) -> bool:
+    """Return whether a file holds a record that belongs under another name."""
+    try:
+        data = _read_file(path)
+    except OSError:
+        return False
+    return data is not None and not _is_record(os.path.basename(path), data)
+
+
 def _show(error: Exception, path: str) -> None:
     """Make an error of a call on a descriptor name its file."""
     if isinstance(error, OSError) and error.filename is None:
