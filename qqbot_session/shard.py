@@ -406,7 +406,7 @@ class ShardRunner:
 
     def _take(self, connection: Connection, frame: str | bytes) -> bool:
         """Take a frame; return whether it changes nothing of what is to be done on the line."""
-        now = self._last_frame_at = self._epoch + self._loop.time()
+        now = self._last_frame_at = self._now()
         try:
             event = connection.receive(frame, now)
         except GatewayProtocolError as error:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .session import GatewaySession
 
 MAX_SESSION_ID = 512  # characters; the gateway's are UUIDs
+_TEXT = (str, bytes)  # a constant, as `str | bytes` would be made anew for each frame
 _MAX_FRAME = 4 * 2**20  # characters or bytes; our choice, aiohttp's default
 _CLOSE_CODE = 4000  # our choice: 1000 and 1001 might end the session
 _PATIENCE = 20.0  # seconds for Hello, then for READY or RESUMED after each event; our choice
@@ -369,15 +370,14 @@ _OPERATIONS: Mapping[int, Callable[[Connection, Mapping[str, Any], float], Event
 
 def _decode(frame: object) -> Mapping[str, Any]:
     """Return the payload of a frame."""
-    # Here and below: the usual type first, as `str | bytes` is made anew each time.
-    if type(frame) is bytes or type(frame) is str or isinstance(frame, str | bytes):
+    if isinstance(frame, _TEXT):
         if len(frame) > _MAX_FRAME:
             raise GatewayProtocolError(f"a frame of {len(frame)} is longer than {_MAX_FRAME}")
         try:
             frame = parse_json(frame.decode() if isinstance(frame, bytes) else frame)
         except (ValueError, RecursionError) as error:
             raise GatewayProtocolError(f"a frame is not JSON: {type(error).__name__}") from None
-    if type(frame) is not dict and not isinstance(frame, Mapping):
+    if type(frame) is not dict and not isinstance(frame, Mapping):  # the usual type first
         raise GatewayProtocolError(f"a payload must be an object, not {_short(frame)}")
     return frame
 

@@ -175,7 +175,7 @@ class Handlers:
     def _start(self, event: Dispatch) -> None:
         """Start the event's handler, or let it wait for a place."""
         running = len(self._running)
-        if running + (len(self._waiting) if self._waiting else 0) >= self._crowd:
+        if running + len(self._waiting or ()) >= self._crowd:
             self._log.crowd(self._crowd)
             self._crowd = sys.maxsize
         if self._concurrency is not None and running >= self._concurrency:

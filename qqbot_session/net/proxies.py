@@ -23,7 +23,6 @@ from urllib.request import getproxies_environment
 from ..words import Secret, address, hidden, shown
 
 _SCHEMES = {"ws": "http", "wss": "https"}
-_NAMES = {"http": ("http_proxy", "HTTP_PROXY"), "https": ("https_proxy", "HTTPS_PROXY")}
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -35,8 +34,7 @@ def proxy_for(url: str) -> Secret | None:
     """
     parts = urlsplit(url)
     scheme = _SCHEMES.get(parts.scheme, parts.scheme)
-    lower, upper = _NAMES.get(scheme, _NAMES["http"])
-    if lower not in os.environ and upper not in os.environ:
+    if f"{scheme}_proxy" not in os.environ and f"{scheme.upper()}_PROXY" not in os.environ:
         return None  # as nearly always; to read the whole environment takes longer than a socket
     proxies = {name: address(each) for name, each in getproxies_environment().items()}
     proxy = address(proxies.get(scheme, "").strip())
