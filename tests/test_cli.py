@@ -77,9 +77,7 @@ def sessions(directory: Path) -> Path:
 
 @pytest.fixture
 def run(sessions: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(
-        "qqbot_session.cli.doctor._SLOW", 3600.0
-    )  # how busy the disk is, is no test
+    monkeypatch.setattr("qqbot_session.cli.doctor._SLOW", 3600.0)  # the machine may be busy
 
     def run(*arguments: str, storage: str | None = None) -> Result:
         code = main(["--storage", storage or str(sessions), *arguments])
