@@ -573,7 +573,7 @@ class AsyncSessionStore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreClosedError(f"the store is closed: {self!r}")
+            raise StoreClosedError(f"the store on {self._storage!r} is closed")
 
     # Changes
 
