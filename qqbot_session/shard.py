@@ -274,9 +274,11 @@ class ShardRunner:
             try:
                 await self._handlers.finish()
             finally:
-                self._record()
-                self._running = False
-                watch.lines.discard(self)
+                try:
+                    self._record()
+                finally:
+                    self._running = False
+                    watch.lines.discard(self)
 
     # A line
 

@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 
-from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
+from qqbot_session import (
+    AsyncSessionStore,
+    GatewayRefusedError,
+    MemoryStorage,
+    StoreClosedError,
+    watch,
+)
 from qqbot_session.gateway import Dispatch, Event, GatewaySession, Hello, Ready, Resumed
 from qqbot_session.shard import Health, ShardRunner, account_id_for, open_gateway
 from qqbot_session.state import decode
@@ -992,6 +998,31 @@ async def test_a_handler_that_outlasts_the_grace_is_cancelled_and_its_event_stay
         assert asyncio.get_running_loop().time() - began == pytest.approx(5)
         assert world.gateway.settled == 1
         assert world.runner.health.in_flight == 0
+
+
+@pytest.mark.parametrize("end", ["cancelled", "frame"])
+async def test_handlers_end_with_their_line_though_the_store_was_closed_before_it(end: str) -> None:
+    # promise 22
+    store = AsyncSessionStore(MemoryStorage())
+    gateway = await open_gateway(store, "102000000", intents=1)
+    world = World(store, gateway, grace=5.0)
+    line = await world.up()
+    world.work = lambda event: asyncio.sleep(4 if event.seq == 2 else 3600)
+    line.event(2)
+    line.event(3)
+    await settle()
+    await store.aclose()
+    if end == "cancelled":
+        world.task.cancel()
+    else:
+        line.say(op=11)  # which is to be recorded
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(StoreClosedError):
+        await world.task
+    assert asyncio.get_running_loop().time() - began == pytest.approx(5)
+    assert world.gateway.settled == 2
+    assert world.runner.health.in_flight == 0
+    assert world.runner not in watch.kept_up()
 
 
 async def test_a_second_cancellation_ends_the_grace() -> None:

@@ -127,12 +127,14 @@ class Handlers:
             while events:  # else a later `run` would take them for events that a handler has
                 self._gateway.fail(events.popleft())
         self._gateway.ending()
-        self._line._record()
         try:
-            if self._running:
-                await asyncio.wait(self._running, timeout=self._grace)
+            self._line._record()  # which raises if the store was closed first
         finally:
-            await self._cancel_late()
+            try:
+                if self._running:
+                    await asyncio.wait(self._running, timeout=self._grace)
+            finally:
+                await self._cancel_late()
 
     async def _cancel_late(self) -> None:
         if late := set(self._running):
