@@ -28,7 +28,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from .errors import LeaseLostError, StoreClosedError
+from .errors import LeaseLostError, StoreClosedError, name_some
 from .guard import TASK_NAME, Patience, begin, end, outcome
 from .logs import say
 from .state import check_seconds
@@ -273,6 +273,7 @@ class Leases:
                 failures = await self._storage.renew(held, ttl)
         except Exception as error:  # noqa: BLE001 - tried again until the time is over
             failures = dict.fromkeys(held, error)
+        failed: dict[str, BaseException] = {}
         for lease in leases:
             failure = failures.get(lease.account_id)
             if self._held.get(lease.account_id) is not lease:
@@ -283,8 +284,12 @@ class Leases:
                 self._lose(lease, "taken over")
             else:
                 lease._next = asyncio.get_running_loop().time() + ttl / 12
-                text = "cannot renew the lease of %r: %r"
-                _say(logging.WARNING, text, lease.account_id, failure)
+                failed[lease.account_id] = failure
+        if failed:  # one line for all: a server that is away is away for a thousand
+            (account_id, failure), *more = failed.items()
+            extra = {"qqbot_reason": "lease"} | ({} if more else {"qqbot_account": account_id})
+            text = "cannot renew the lease of %s: %r"
+            say(logging.WARNING, text, name_some(failed), failure, extra=extra)
 
     def _lose(self, lease: Lease, why: str) -> None:
         """End the body, and stop all writes of the account."""

@@ -103,8 +103,7 @@ async def run_until_stopped(
 
     def heed(number: int) -> None:
         stop("signals")
-        text = "%s: stopping; another signal ends the grace"
-        say(logging.INFO, text, signal.Signals(number).name, extra={"qqbot_reason": "signal"})
+        _process.tell(number)
 
     taking = handling_signals(loop, heed, hand_on=hand_on) if signals else contextlib.nullcontext()
     with watching(loop), taking:
@@ -158,6 +157,7 @@ class _Process:
         self.stops: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[int], object]]] = {}
         self.takers = 0  # those of them that are in the main thread
         self.came: list[int] = []
+        self._told = 0  # how many of them the log has been told of
         self._first = 0.0  # when the first came, on the monotonic clock
         self.hands_on = False  # the signals, to what is there by default
         self._heard = True  # by the main thread's loop: the latest signal
@@ -175,7 +175,7 @@ class _Process:
         """When the last of ours has ended: put the program's handlers back, and call them."""
         if self.takers:
             return
-        came, self.came = dict.fromkeys(self.came), []
+        came, self.came, self._told = dict.fromkeys(self.came), [], 0
         hands_on, self.hands_on = self.hands_on, False
         for number in _NUMBERS:
             if isinstance(now := signal.getsignal(number), _Taken):
@@ -204,6 +204,13 @@ class _Process:
         for loop, stop in list(self.stops.values()):
             with contextlib.suppress(RuntimeError):  # that loop is closed
                 loop.call_soon_threadsafe(self._deliver, stop, number)
+
+    def tell(self, number: int) -> None:
+        """Log the signal, once for all that it ends."""
+        if self._told < len(self.came):
+            self._told = len(self.came)
+            text = "%s: stopping; another signal ends the grace"
+            say(logging.INFO, text, signal.Signals(number).name, extra={"qqbot_reason": "signal"})
 
     def _deliver(self, stop: Callable[[int], object], number: int) -> None:
         if threading.current_thread() is threading.main_thread():

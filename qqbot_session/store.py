@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -414,20 +414,22 @@ class AsyncSessionStore:
         self._check_open()
         _ = self._commit.running_loop()
         removed = 0
+        kept: dict[str, Exception] = {}
 
         async def remove() -> None:
             nonlocal removed
             async for key, data in self._storage.scan():
                 if self._closed:
                     return
-                if self._is_garbage(key, data) and await self._discard(key, data):
-                    removed += 1
+                if self._is_garbage(key, data):
+                    removed += await self._discard(key, data, kept)
             _ = await self._storage.sweep(_LEFT_OVER_AGE)
 
         try:
             await guarded(remove)
         except Exception as error:  # noqa: BLE001 - promise 10
             say(logging.WARNING, "cannot clean up: %s", describe(error))
+        _tell_of_kept(kept)
         return removed
 
     def lease(self, account_id: str, *, ttl: float = 15.0) -> AbstractAsyncContextManager[Lease]:
@@ -709,15 +711,17 @@ class AsyncSessionStore:
             self._change(account, None, None)
         elif verdict.data is not None:
             began = self._ledger.moment()
-            if await self._discard(account_id, verdict.data) and not self._closed:
+            kept: dict[str, Exception] = {}
+            if await self._discard(account_id, verdict.data, kept) and not self._closed:
                 _ = self._ledger.learn(account_id, None, began)
+            _tell_of_kept(kept)
 
-    async def _discard(self, key: str, data: bytes) -> bool:
+    async def _discard(self, key: str, data: bytes, kept: dict[str, Exception]) -> bool:
+        """Remove a record; if that fails, note it in `kept`."""
         try:
             return bool(await guarded(self._storage.discard, key, data))
         except Exception as error:  # noqa: BLE001 - promise 10
-            words = (name_one(shown_key(key)), describe(error))
-            say(logging.WARNING, "cannot remove the record of %s: %s", *words)
+            kept[shown_key(key)] = error
             return False
 
     def _now(self) -> float | None:
@@ -736,6 +740,13 @@ class AsyncSessionStore:
         account = self._ledger.accounts.get(found.state.account_id)
         is_unsaved = account is not None and account.unsaved
         return not is_unsaved and is_expired(found.state, self._now(), self._max_age)
+
+
+def _tell_of_kept(kept: Mapping[str, Exception]) -> None:
+    """Log which records could not be removed, thousands of them in one line."""
+    if kept:
+        reason = describe(next(iter(kept.values())))
+        say(logging.WARNING, "cannot remove the record of %s: %s", name_some(kept), reason)
 
 
 def _is_outdated(mark: Mark, gateway: Source) -> bool:

@@ -277,7 +277,21 @@ async def test_a_short_outage_ends_nothing(
             storage.cut = False
             await asyncio.sleep(TTL)
         assert lease.lost is None
-    assert "cannot renew the lease of 'bot'" in caplog.text
+    assert "cannot renew the lease of bot: " in caplog.text
+
+
+async def test_an_outage_is_one_log_line_for_all_leases(
+    store: AsyncSessionStore, storage: SharedStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with contextlib.AsyncExitStack() as held:
+        for number in range(100):
+            await held.enter_async_context(store.lease(f"bot-{number}", ttl=TTL))
+        storage.cut = True
+        await asyncio.sleep(TTL / 3 + 0.1)
+        storage.cut = False
+        await asyncio.sleep(TTL)
+    (line,) = [each for each in caplog.messages if "cannot renew" in each]
+    assert "100 accounts (bot-0, bot-1, bot-2, …): ConnectionError('cut off')" in line
 
 
 async def test_what_was_taken_over_is_forgotten_and_never_written(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -163,6 +164,18 @@ async def test_a_signal_that_a_launcher_hands_on_ends_no_grace(
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait([task])
     assert found == seen
+
+
+async def test_a_signal_is_one_log_line_however_many_bots_it_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    for lives in (1, 2):
+        tasks = [asyncio.create_task(run_until_stopped(asyncio.sleep(3600))) for _ in range(100)]
+        await asyncio.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait(tasks)
+        assert len([each for each in caplog.messages if "SIGTERM" in each]) == lives
 
 
 async def test_what_a_bot_raises_is_raised_though_a_signal_came() -> None:

@@ -1145,6 +1145,23 @@ async def test_cleanup_removes_the_expired_and_the_corrupt_and_skips_the_unsaved
     storage.gate.set()
 
 
+async def test_records_that_cleanup_cannot_remove_are_one_log_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # promise 13
+    class ReadOnly(MemoryStorage):
+        async def discard(self, key: str, expected: bytes) -> bool:
+            if key == "bot-50":
+                return await super().discard(key, expected)
+            raise OSError("read-only")
+
+    old = {f"bot-{n}": encode(a_state(f"bot-{n}"), saved_at=1.0) for n in range(100)}
+    async with AsyncSessionStore(ReadOnly(old)) as store:
+        assert await store.cleanup() == 1
+    (line,) = caplog.messages
+    assert line.startswith("cannot remove the record of 99 accounts (bot-0, bot-1, bot-2, …): ")
+
+
 async def test_an_unsaved_state_that_expired_while_storage_failed_is_removed_too(
     store: AsyncSessionStore, storage: FaultyStorage, clock: WallClock
 ) -> None:
