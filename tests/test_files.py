@@ -496,6 +496,15 @@ async def test_a_disk_that_is_full_for_one_account_fails_only_that_one(
     assert len(listing(directory)) == 4
 
 
+async def test_an_error_of_a_full_disk_keeps_no_record_in_memory(
+    storage: FileStorage, spy: SpiedOs
+) -> None:
+    """A store keeps the latest error of each account, and a frame in it holds a whole batch."""
+    spy.before["write"] = failing(errno.ENOSPC)
+    failures = await storage.commit(dict.fromkeys("abc", b"record"))
+    assert [error.__traceback__ for error in failures.values()] == [None] * 3
+
+
 @pytest.mark.parametrize(
     ("call", "code"),
     [

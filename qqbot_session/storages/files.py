@@ -34,6 +34,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from ..errors import bare
 from ..logs import say
 from ..state import account_of
 from ..words import whenever
@@ -354,8 +355,8 @@ class FileStorage:
                 with _collect(failures, account_id):
                     self._delete(account_id)
         self._sync_directory()
-        for account_id, error in failures.items():
-            _show(error, self._path(file_name(account_id)))
+        for account_id, error in failures.items():  # whose frames hold the records of the batch
+            _show(bare(error), self._path(file_name(account_id)))
         return failures
 
     def _remove_others(
