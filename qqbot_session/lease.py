@@ -25,7 +25,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from .errors import LeaseLostError, StoreClosedError, name_some
@@ -90,6 +90,7 @@ class Leases:
         self._held: dict[str, Lease] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._lost: dict[str, list[str]] = {}  # accounts by why, not told yet
 
     def hold(self, account_id: str, ttl: float) -> AbstractAsyncContextManager[Lease]:
         """Return a context manager that waits for the lease and holds it."""
@@ -181,7 +182,7 @@ class Leases:
         except StoreClosedError:  # everything was attempted then
             return None
         except Exception as error:  # noqa: BLE001 - the body's own error comes first
-            _say(logging.ERROR, "leaving the lease of %r: %s", lease.account_id, error)
+            _say(logging.ERROR, "leaving the lease of %s: %s", [lease.account_id], error)
             return error
         return None
 
@@ -209,7 +210,8 @@ class Leases:
                     why = f"{error!r}"
                 if why != said:
                     said = why
-                    _say(logging.WARNING, "waiting for the lease of %r: %s", lease.account_id, why)
+                    text = "waiting for the lease of %s: %s"
+                    _say(logging.WARNING, text, [lease.account_id], why)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(lease.ttl / 6 * random.uniform(0.8, 1.2)):
                         await self._closing.wait()
@@ -286,19 +288,24 @@ class Leases:
                 lease._next = asyncio.get_running_loop().time() + ttl / 12
                 failed[lease.account_id] = failure
         if failed:  # one line for all: a server that is away is away for a thousand
-            (account_id, failure), *more = failed.items()
-            extra = {"qqbot_reason": "lease"} | ({} if more else {"qqbot_account": account_id})
             text = "cannot renew the lease of %s: %r"
-            say(logging.WARNING, text, name_some(failed), failure, extra=extra)
+            _say(logging.WARNING, text, list(failed), next(iter(failed.values())))
 
     def _lose(self, lease: Lease, why: str) -> None:
         """End the body, and stop all writes of the account."""
         if lease.lost is None and self._drop(lease):
             lease.lost = why
-            _say(logging.WARNING, "the lease of %r was %s", lease.account_id, why)
+            if not self._lost:
+                _ = asyncio.get_running_loop().call_soon(self._tell_of_lost)
+            self._lost.setdefault(why, []).append(lease.account_id)
             self._forget(lease.account_id)
             if lease._body is not None:
                 lease._cancelled = lease._body.cancel()
+
+    def _tell_of_lost(self) -> None:
+        lost, self._lost = self._lost, {}
+        for why, account_ids in lost.items():
+            _say(logging.WARNING, "the lease of %s was %s", account_ids, why)
 
     def _drop(self, lease: Lease) -> bool:
         if lease._end is not None:
@@ -328,6 +335,8 @@ def _doubt(storage: LeasingStorage, account_id: str) -> float:
     return 0.0 if doubt is None else float(doubt(account_id))
 
 
-def _say(level: int, text: str, account_id: str, *values: object) -> None:
-    extra = {"qqbot_account": account_id, "qqbot_reason": "lease"}
-    say(level, text, account_id, *values, extra=extra, stacklevel=2)
+def _say(level: int, text: str, account_ids: Sequence[str], *values: object) -> None:
+    extra = {"qqbot_reason": "lease"}
+    if len(account_ids) == 1:
+        extra["qqbot_account"] = account_ids[0]
+    say(level, text, name_some(account_ids), *values, extra=extra, stacklevel=2)
