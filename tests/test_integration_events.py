@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from qqbot_session import AsyncSessionStore, MemoryStorage
+from qqbot_session import AsyncSessionStore, MemoryStorage, SessionState
 from qqbot_session.answers import end_of
 from qqbot_session.integrations._sessions import kept_in
+from qqbot_session.state import decode
 
 
 async def test_an_event_ends_with_the_last_task_that_was_started_for_it() -> None:
@@ -50,6 +51,21 @@ async def test_a_task_that_was_cancelled_leaves_its_event_unhandled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await event
+
+
+async def test_a_client_that_ends_writes_its_own_accounts_and_leaves_others_their_windows() -> None:
+    """A thousand that end together would otherwise look a thousand times for each other's."""
+    storage = MemoryStorage()
+    async with AsyncSessionStore(storage, debounce=60) as given:
+        async with kept_in(given, account_ids=["mine"]) as store:
+            for last_seq in (1, 2, 3):
+                for account_id in ("mine", "another's"):
+                    await store.save(
+                        SessionState(account_id=account_id, session_id="s", last_seq=last_seq)
+                    )
+                await asyncio.sleep(10)
+        found = {key: decode(data).last_seq for key, data in storage.records.items()}
+    assert found == {"mine": 3, "another's": 2}
 
 
 async def test_a_store_that_was_given_is_not_closed_and_one_that_was_made_is() -> None:

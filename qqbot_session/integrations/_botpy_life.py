@@ -66,11 +66,12 @@ class Life:
         client, count = self._client, self._client._ws_ap["shards"]
         shards = [(number, count) for number in range(count)]
         async with contextlib.AsyncExitStack() as stack:
-            for shard in shards:
-                await stack.enter_async_context(
-                    only_line(client._qqbot_sessions, self._account_id(shard))
-                )
-            store = await stack.enter_async_context(kept_in(client._qqbot_sessions, self._loads))
+            account_ids = [self._account_id(shard) for shard in shards]
+            for account_id in account_ids:
+                await stack.enter_async_context(only_line(client._qqbot_sessions, account_id))
+            store = await stack.enter_async_context(
+                kept_in(client._qqbot_sessions, self._loads, account_ids)
+            )
             connect = await stack.enter_async_context(_sockets(client))
             stack.enter_context(_noting_answers(client.http, self._answers))
             for shard in shards:

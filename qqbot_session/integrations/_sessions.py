@@ -7,11 +7,10 @@ import contextlib
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from ..errors import SessionWriteError, StoreClosedError
 from ..gateway import GatewaySession
 from ..shard import Socket
 from ..storages import Storage
@@ -43,12 +42,13 @@ class Telling:
 
 @contextlib.asynccontextmanager
 async def kept_in(
-    sessions: Sessions, loads: Loads | None = None
+    sessions: Sessions, loads: Loads | None = None, account_ids: Sequence[str] = ()
 ) -> AsyncIterator[AsyncSessionStore]:
-    """Give the store that is meant; in the end, write what is unsaved.
+    """Give the store that is meant; in the end, write what is unsaved of these accounts.
 
-    One that was made here is closed, too. One that was given may outlive this, or end with the
-    process at the next signal: what it cannot write, it says and tries again itself.
+    One that was made here is closed instead. One that was given may outlive this, and have a
+    thousand accounts of others, or end with the process at the next signal: what it cannot write,
+    it says and tries again itself.
 
     Args:
         loads: gets what each `load` of a store made here found.
@@ -57,8 +57,7 @@ async def kept_in(
         try:
             yield sessions
         finally:
-            with contextlib.suppress(SessionWriteError, StoreClosedError):
-                await sessions.flush()
+            await asyncio.gather(*map(sessions.flush, account_ids), return_exceptions=True)
         return
     note = None if loads is None else lambda found: loads.update({found.account_id: found})
     async with AsyncSessionStore(sessions, on_load=note) as store:
