@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from qqbot_session.pace import Pace
+from qqbot_session.web import entrance as entrance_module
+from qqbot_session.web.api import Api
 
 SHARDS = [(number, 4) for number in range(4)]
 
@@ -151,3 +153,39 @@ async def test_whoever_waits_behind_a_granted_identify_sleeps_until_it_went_out(
     await asyncio.sleep(20)
     qq.pace.withdraw(SHARDS[0])
     await asyncio.wait_for(waiting, 0.001)
+
+
+@pytest.mark.parametrize("away", ["token", "api"])
+async def test_who_cannot_ask_how_many_shards_there_are_pauses_between_all_tries(
+    away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # promise 21
+    pauses: list[float] = []
+    looks: list[float] = []
+
+    class Away(Api):
+        def __init__(self) -> None:
+            self.base, self.app_id, self.tokens = "https://api.bot.qq.com", "1", self  # type: ignore[assignment]
+
+        async def get(self, new: bool = False) -> Any:
+            if away == "token":
+                raise TimeoutError
+
+        async def request(self, *args: Any, **options: Any) -> Any:
+            raise TimeoutError
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(max(0.001, seconds))
+
+    async def known() -> list[tuple[int, int]]:
+        looks.append(asyncio.get_running_loop().time())
+        return []
+
+    monkeypatch.setattr(entrance_module, "_pause", pause)
+    entrance = entrance_module.Entrance(None, Away())  # type: ignore[arg-type]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(600):
+            await entrance.suggested_shards(known)
+    assert min(pauses) >= 1
+    assert len(looks) == 1

@@ -42,6 +42,7 @@ _TOO_OFTEN = {429, 100001, 100017}  # HTTP status, and QQ's codes; the last was 
 _TOO_OFTEN_WAIT = 60.0  # seconds, as in the clients that we read
 _ASKS, _ASK_EVERY = 10, 30.0  # 10 at once, 2 a minute (live page of `/gateway`, 2026-07-22)
 _QQ = ".qq.com"  # where QQ's gateways are
+_LEAST_PAUSE = 1.0  # seconds between two tries to learn how many shards there are
 _pause = asyncio.sleep
 
 
@@ -80,12 +81,15 @@ class Entrance:
 
     async def suggested_shards(self, known: Callable[[], Awaitable[list[Shard]]]) -> list[Shard]:
         """Return the shards that QQ suggests; if it does not answer, those that ran before."""
+        looked = False
         while self._shards is None:
             if await self._ask():
                 break
-            if before := await known():
+            if not looked and (before := await known()):
                 return before
-            await _pause(max(0.0, self._try_at - now()))
+            looked = True  # once is enough: nobody else runs this bot's shards meanwhile
+            # It may not even have been asked, for want of a token, or because it was too often.
+            await _pause(max(_LEAST_PAUSE, self._try_at - now()))
         count = max(1, self._shards or 1)
         return [(number, count) for number in range(count)]
 
