@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,32 @@ async def test_what_comes_behind_a_replay_starts_behind_it() -> None:
         await asyncio.sleep(5)
         assert world.handled == [2, 4]
         assert world.runner.health.in_flight == 0
+        await world.stop()
+
+
+async def test_a_replay_waits_for_a_slow_storage_and_no_event_behind_it_does() -> None:
+    # promise 32
+    class Slow(MemoryStorage):
+        seconds = 0.0
+
+        async def commit(self, changes: Mapping[str, bytes | None]) -> Mapping[str, Exception]:
+            await asyncio.sleep(self.seconds)
+            return await super().commit(changes)
+
+    storage = Slow()
+    async with AsyncSessionStore(storage) as store:
+        world = World(store, await open_gateway(store, "102000000", intents=1))
+        line = await world.up()
+        line = await next_line(world, line)
+        storage.seconds = 1.0
+        line.event(2)
+        line.say(op=0, s=3, t="RESUMED", d="")
+        for seq in range(4, 44):
+            await asyncio.sleep(0.25)  # four in the time of a write
+            line.event(seq)
+            await settle()
+            is_late = world.handled[-1:] != [seq]
+            assert is_late is (seq < 7), seq
         await world.stop()
 
 

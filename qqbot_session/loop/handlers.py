@@ -164,6 +164,9 @@ class Handlers:
                     self._start(event)
                 if events[0].deaths:
                     await self._give_head_start(events[0])
+                # Else, on a slow disk, a line might wait for a write with each event from now on.
+                while held and not (held[0].replayed or held[0].deaths):
+                    self._start(held.popleft())
         finally:
             self._gate = self._held = self._replay_over = None
 
