@@ -36,6 +36,7 @@ from .storages.base import LeasingStorage, Storage
 from .words import whenever
 
 _SHORTEST = 1.0  # seconds: below, one hiccup of a network or a disk ends a bot
+_TOLD_TOGETHER = 1.0  # seconds
 
 
 class Lease:
@@ -91,6 +92,7 @@ class Leases:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._lost: dict[str, list[str]] = {}  # accounts by why, not told yet
+        self._waiting: dict[str, list[str]] = {}  # likewise
 
     def hold(self, account_id: str, ttl: float) -> AbstractAsyncContextManager[Lease]:
         """Return a context manager that waits for the lease and holds it."""
@@ -210,8 +212,9 @@ class Leases:
                     why = f"{error!r}"
                 if why != said:
                     said = why
-                    text = "waiting for the lease of %s: %s"
-                    _say(logging.WARNING, text, [lease.account_id], why)
+                    if not self._waiting:
+                        _ = loop.call_later(_TOLD_TOGETHER, self._tell_of_waiting)
+                    self._waiting.setdefault(why, []).append(lease.account_id)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(lease.ttl / 6 * random.uniform(0.8, 1.2)):
                         await self._closing.wait()
@@ -306,6 +309,13 @@ class Leases:
         lost, self._lost = self._lost, {}
         for why, account_ids in lost.items():
             _say(logging.WARNING, "the lease of %s was %s", account_ids, why)
+
+    def _tell_of_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        still = self._asked.keys() - self._held.keys()
+        for why, account_ids in waiting.items():
+            if account_ids := [account_id for account_id in account_ids if account_id in still]:
+                _say(logging.WARNING, "waiting for the lease of %s: %s", account_ids, why)
 
     def _drop(self, lease: Lease) -> bool:
         if lease._end is not None:

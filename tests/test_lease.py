@@ -640,6 +640,24 @@ async def test_a_candidate_waits_for_a_storage_that_is_out_of_reach(
     assert (line.__dict__["qqbot_account"], line.__dict__["qqbot_reason"]) == ("bot", "lease")
 
 
+async def test_all_that_wait_are_one_log_line(
+    store: AsyncSessionStore, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the process that stands by for another one's thousand bots."""
+    server.leases |= {f"bot-{number}": ("another's", 50.0) for number in range(100)}
+
+    async def hold(number: int) -> None:
+        await asyncio.sleep(number / 200)
+        async with store.lease(f"bot-{number}", ttl=TTL):
+            assert now() >= 50.0
+
+    await asyncio.gather(*map(hold, range(100)))
+    (line,) = caplog.messages
+    assert line == (
+        "waiting for the lease of 100 accounts (bot-0, bot-1, bot-2, …): another process holds it"
+    )
+
+
 async def test_a_candidate_that_gives_up_leaves_no_lease(
     store: AsyncSessionStore, storage: SharedStorage, server: Server
 ) -> None:
