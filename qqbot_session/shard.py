@@ -251,7 +251,7 @@ class ShardRunner:
 
         Raises:
             GatewayRefusedError: trying again is useless.
-            RuntimeError: it is running already.
+            RuntimeError: it is running already, or another runner has the same `GatewaySession`.
         """
         if self._running:
             raise RuntimeError(f"run is running already: {self!r}")
@@ -292,6 +292,8 @@ class ShardRunner:
         """Return what follows from the line's end."""
         theirs = code if connection.close_with is None else None  # else it is our own
         rule = connection.closed(code)
+        if rule.next is Next.IGNORE:  # to open the next line would end the other's, and so on
+            raise RuntimeError(f"another line was opened for the same session: {self._gateway!r}")
         self._refresh_token |= rule.refresh_token
         self._record()
         self._note_close(code, rule)

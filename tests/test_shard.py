@@ -1146,6 +1146,22 @@ async def test_run_can_be_called_again_but_not_twice_at_a_time() -> None:
 # What is said
 
 
+async def test_of_two_runners_of_one_session_the_newer_stays() -> None:
+    """Otherwise each would end the other's line, again and again and at once."""
+    async with AsyncSessionStore(MemoryStorage()) as store:
+        gateway = await open_gateway(store, "102000000", intents=1)
+        older = World(store, gateway)
+        line = await older.up()
+        newer = World(store, gateway)
+        await newer.up()
+        line.end(4009)  # the gateway's, once the session has another line
+        with pytest.raises(RuntimeError, match="another line was opened for the same session"):
+            await older.task
+        assert newer.runner.health.connected_since is not None
+        await newer.stop()
+        assert (len(older.lines), len(newer.lines)) == (1, 1)
+
+
 async def test_health_tells_how_the_shard_is() -> None:
     async with a_world() as world:
         assert world.runner.health == Health()
