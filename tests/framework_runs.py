@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from frameworks import PROGRAMS, ROOT, python_of
+from ports import free_port
 
 from qqbot_session.testing import LocalGateway
 
@@ -80,7 +80,7 @@ class Bot:
 
     async def start(self, longest: float = 0.3) -> None:
         """Start a life in which a handler takes up to `longest` seconds."""
-        self.port = _free_port()
+        self.port = free_port()
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(PROGRAMS)]),
             "PYTHONUNBUFFERED": "1",
@@ -181,12 +181,6 @@ async def bot_at_qq(build: Build, **gateway: Any) -> AsyncIterator[tuple[Bot, Lo
                 if bot.process is not None and bot.process.returncode is None:
                     bot.process.kill()
                     await bot.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 async def emit(

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from ports import free_port
 
 
 def binary() -> str:
@@ -31,16 +32,6 @@ def binary() -> str:
             if found := shutil.which(name):
                 return found
     pytest.skip("no Valkey or Redis server here")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on, low enough for a cluster's second one above it."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
-            return port
 
 
 class RedisServer:
@@ -131,7 +122,7 @@ _SLOTS = 16_384
 @contextlib.contextmanager
 def redis_cluster(masters: int = 3) -> Iterator[list[RedisServer]]:
     """Start masters that know each other, each with its share of the slots."""
-    options = {"cluster_enabled": "yes", "cluster_node_timeout": 1000}
+    options = {"cluster_enabled": "yes", "cluster_node_timeout": 60_000}
     options["cluster_require_full_coverage"] = "no"
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(RedisServer(**options)) for _ in range(masters)]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from redis_server import RedisServer, free_port, redis_cluster, redis_sentinel
+from ports import free_port
+from redis_server import RedisServer, redis_cluster, redis_sentinel
 from reporters import shown_by_a_reporter
 
 from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
