@@ -25,6 +25,7 @@ from ports import free_port
 from qqbot_session.testing import LocalGateway
 
 _PATIENCE = 90.0  # seconds until what should happen is taken not to happen
+_MORE = 10.0  # seconds for what some bots have lost, and others are late with
 _AT_A_TIME = 6  # bots that run side by side
 
 
@@ -217,7 +218,7 @@ async def restart(build: Build, number: signal.Signals) -> Outcome:
         await bot.online(2)
         await emit(qq, range(29, 41), gap=0.01)
         await bot.until(lambda bot: set(bot.handled) >= set(range(29, 41)))
-        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 41)), 3.0)
+        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 41)), _MORE)
         last_status = await bot.stop(signal.SIGTERM)
         outcome = await _outcome(bot, range(1, 41))
         outcome.status, outcome.took = status or last_status, took
@@ -234,7 +235,7 @@ async def slow_handlers(build: Build) -> Outcome:
         await bot.stop(signal.SIGKILL)
         await bot.start(longest=0.1)
         await bot.online(2)
-        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 21)), 8.0)
+        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 21)), 5 + _MORE)
         await bot.stop(signal.SIGTERM)
         return await _outcome(bot, range(1, 21))
 
@@ -284,7 +285,7 @@ async def _strike(
     await qq.wait_for(lambda qq: started(qq) > lines, _PATIENCE)
     await emit(qq, range(base + 7, base + 10))
     await bot.until(lambda bot: set(bot.handled) >= set(range(base + 7, base + 10)))
-    await bot.until(lambda bot: set(bot.handled) >= set(range(base + 1, base + 10)), 0.5)
+    await bot.until(lambda bot: set(bot.handled) >= set(range(base + 1, base + 10)), _MORE / 2)
     seen = {n - base: times for n, times in bot.handled.items() if base < n < base + 10}
     return Blow(
         lost=[n for n in range(1, 10) if n not in seen],
@@ -300,7 +301,7 @@ class Refusal:
     """What became of a bot that QQ does not want.
 
     Attributes:
-        status: of its process; `None` if it did not end within 10 s.
+        status: of its process; `None` if it did not end within 20 s.
         tries: lines that it opened since.
     """
 
@@ -315,7 +316,7 @@ async def refused(build: Build) -> Refusal:
         await bot.start()
         await bot.online()
         await qq.close(4914, "the bot is offline")
-        status = await bot.ends(within=10.0)
+        status = await bot.ends(within=20.0)
         return Refusal(status, len(qq.clients) - 1, "\n".join(bot.printed))
 
 
@@ -332,7 +333,7 @@ async def replies(build: Build) -> tuple[Outcome, list[Any]]:
         await emit(qq, [4])
         await bot.start(longest=0.05)
         await bot.online(2)
-        await bot.until(lambda bot: 4 in bot.handled, 3.0)
+        await bot.until(lambda bot: 4 in bot.handled, _MORE)
         await bot.stop(signal.SIGTERM)
         return await _outcome(bot, range(1, 5)), list(qq.sent)
 
@@ -351,13 +352,13 @@ async def two_shards(build: Build) -> tuple[Outcome, bool]:
         await bot.until(lambda bot: len(bot.handled) >= 5)
         await qq.drop(shard=(0, 2))
         await emit_to_both(range(11, 15))
-        back = await bot.until(lambda bot: set(bot.handled) >= set(range(1, 15)), 10.0)
+        back = await bot.until(lambda bot: set(bot.handled) >= set(range(1, 15)), 5 + _MORE)
         await bot.stop(signal.SIGKILL)
         await emit_to_both(range(15, 21))
         lines = started(qq)
         await bot.start(longest=0.1)
         await bot.online(lines + 2)
-        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 21)), 3.0)
+        await bot.until(lambda bot: set(bot.handled) >= set(range(1, 21)), _MORE)
         await bot.stop(signal.SIGTERM)
         return await _outcome(bot, range(1, 21)), back
 

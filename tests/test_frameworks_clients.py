@@ -175,7 +175,7 @@ async def test_nonebots_console_says_that_the_bot_is_connected_also_after_a_resu
         for life in (1, 2):
             await bot.start()
             await bot.online(life)
-            await bot.until(lambda bot, life=life: bot.said.count({"what": "ready"}) == life, 5)
+            await bot.until(lambda bot, life=life: bot.said.count({"what": "ready"}) == life)
             await bot.stop(signal.SIGTERM)
         printed = "\n".join(bot.printed)
     assert printed.count("Bot 102000000 connected") == 2
