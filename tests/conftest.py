@@ -81,17 +81,22 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as of one that `nohup` started
     config.addinivalue_line("markers", "real_time: run on an ordinary event loop")
     gc.disable()  # half of the time that collecting takes
-    _judge_no_test_by_its_time()
+    _leave_no_test_to_chance(explore=config.option.markexpr != "not slow")
     config.option.loadscopereorder = False  # xdist's: it would begin with what has most tests
 
 
-def _judge_no_test_by_its_time() -> None:
-    """Hypothesis would, however busy the machine; not at the top, for programs import this."""
+def _leave_no_test_to_chance(explore: bool) -> None:
+    """Hypothesis would judge by the time and, in the quick tests, by new examples in each run.
+
+    Not at the top, for programs import this.
+    """
     from hypothesis import HealthCheck, settings
 
     slow = [HealthCheck.too_slow]
-    settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=slow)
-    settings.load_profile("any machine")
+    settings.register_profile(
+        "steady", settings(), deadline=None, suppress_health_check=slow, derandomize=not explore
+    )
+    settings.load_profile("steady")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -164,7 +169,7 @@ def nothing_left_for_the_next_test(tmp_path_factory: pytest.TempPathFactory) -> 
     yield
     assert _process() == before
     place = f"{tmp_path_factory.getbasetemp()}{os.sep}"
-    patience = time.monotonic() + 5.0
+    patience = time.monotonic() + 30.0
     while left := [target for target in targets() if target.startswith(place)]:
         assert time.monotonic() < patience, left
         time.sleep(0.01)  # a thread that was cancelled may be about to close it
