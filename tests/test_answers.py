@@ -253,12 +253,12 @@ async def test_an_answer_and_the_end_of_a_hold_may_come_from_another_thread() ->
     task = handled(answers.awaited(nothing))
     await asyncio.sleep(0)
     await asyncio.to_thread(answers.sent, {"msg_id": "m"})
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 30)
 
     async def queue_it(event: Dispatch) -> None:
         threading.Thread(target=hold().release).start()
 
-    await asyncio.wait_for(handled(queue_it), 10)
+    await asyncio.wait_for(handled(queue_it), 30)
 
 
 async def test_a_handler_that_waits_for_the_answer_works_without_a_runner() -> None:

@@ -64,7 +64,7 @@ class Client(botpy.Client):
 
     async def hears(self, what: str) -> None:
         """Wait until it was told so."""
-        async with asyncio.timeout(10), self._news:
+        async with asyncio.timeout(30), self._news:
             await self._news.wait_for(lambda: what in self.told)
 
 
@@ -114,11 +114,11 @@ async def test_a_handler_that_closes_the_client_ends_it_and_is_handled(
         async def stop(message: Any) -> None:
             await client.close()
 
-        client = Resuming(stop, sessions=directory)
+        client = Resuming(stop, sessions=directory, grace=3600)
         running = starting(client, qq)
         await client.hears("ready")
         await emit(qq, "stop")
-        await asyncio.wait_for(running, 4)  # less than the grace
+        await asyncio.wait_for(running, 60)  # less than the grace
         async with AsyncSessionStore(directory) as store:
             (state,) = await store.load_all()
         assert state.last_seq == 2
@@ -218,7 +218,7 @@ async def test_a_refusal_ends_start_and_says_why(local: Any, directory: Path) ->
         await client.hears("ready")
         await qq.close(4914)
         with pytest.raises(GatewayRefusedError, match=r"102000000-\d-2: .* \(code 4914\)"):
-            await asyncio.wait_for(running, 4)
+            await asyncio.wait_for(running, 30)
         await client.close()
 
 
@@ -279,7 +279,7 @@ async def test_the_console_says_who_is_on_line_and_what_was_resumed(
             told = "机器人「local bot」恢复会话成功！102000000-0-1：从序号 1 继续，补收了 2 个事件"
             assert told in console()
             await qq.close(4006)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while "102000000-0-1：连接断开（代码 4006）" not in console():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
 
@@ -409,7 +409,7 @@ async def test_a_second_client_with_the_same_session_is_told_so_and_a_reloaded_o
             await first.hears("ready")
             for other in (Resuming(nothing, sessions=str(directory)), first):
                 with pytest.raises(RuntimeError, match="another client of this process keeps"):
-                    await asyncio.wait_for(starting(other, qq), 10)
+                    await asyncio.wait_for(starting(other, qq), 30)
                 if other is not first:
                     await other.close()
             await emit(qq, "a")
@@ -519,7 +519,7 @@ async def test_a_handler_that_raises_is_waited_for_no_longer(local: Any, directo
 
 async def settled(directory: Path, number: int) -> None:
     """Wait until the number is on storage."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await kept(directory) != number:  # noqa: ASYNC110 - another store's doing
             await asyncio.sleep(0.02)
 

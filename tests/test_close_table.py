@@ -96,7 +96,7 @@ class Bot:
         return self.token
 
     async def until_handled(self, *contents: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.handled) < len(contents):
                 self._has_handled.clear()
                 await self._has_handled.wait()
@@ -170,7 +170,7 @@ async def test_a_connected_bot_does_what_the_table_says(
         old = qq.clients[0].session_id
         await strike(qq)
         if next == "stop":
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 30)
             assert (len(qq.clients), len(qq.identifies), qq.resumes) == (1, 1, [])
             assert bot.kept == [None]
         else:
@@ -244,7 +244,7 @@ async def test_a_bot_in_the_middle_of_its_resume_does_what_the_table_says(
         old = qq.clients[0].session_id
         await script(qq, bot)
         if next == "stop":
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 30)
             assert (len(qq.clients), len(qq.identifies), len(qq.resumes)) == (2, 1, 1)
             assert bot.kept == [(old, 2, 0), None]
         else:

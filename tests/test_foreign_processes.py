@@ -373,7 +373,7 @@ def error_of(work: Callable[[], object]) -> BaseException | None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(20)
+    thread.join(40)
     assert not thread.is_alive(), "it hangs"
     return caught[0] if caught else None
 
@@ -404,7 +404,7 @@ async def test_a_call_from_another_thread_is_an_error_and_changes_nothing(
         if how == "no loop":
             step(call(store))
         else:
-            asyncio.run(asyncio.wait_for(call(store), 5))
+            asyncio.run(asyncio.wait_for(call(store), 30))
 
     assert isinstance(error_of(elsewhere), WrongEventLoopError)
     assert "unsaved=0" in repr(store)
@@ -443,5 +443,5 @@ def test_a_second_loop_after_the_first_is_an_error_and_hangs_nobody(
 
     asyncio.run(begin())
     with pytest.raises(WrongEventLoopError):
-        asyncio.run(asyncio.wait_for(call(store), 5))
+        asyncio.run(asyncio.wait_for(call(store), 30))
     assert last_seq(directory) == NEWEST

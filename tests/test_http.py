@@ -56,11 +56,11 @@ async def test_an_answer_is_read_up_to_its_bound_and_no_further(http: Http, enco
         work = answers("200 OK", pack(body), Content_Encoding=encoding)
         async with endpoint(work) as there:
             if good:
-                answer = await http.call("GET", there.url, wait=5)
+                answer = await http.call("GET", there.url, wait=30)
                 assert answer.value == body.decode()
             else:
                 with pytest.raises(ApiError, match="longer than 1048576 bytes"):
-                    await http.call("GET", there.url, wait=5)
+                    await http.call("GET", there.url, wait=30)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ async def test_an_answer_that_cannot_be_unpacked_is_an_error(
 ) -> None:
     async with endpoint(answers("200 OK", body, Content_Encoding=encoding)) as there:
         with pytest.raises(Exception, match=error):
-            await http.call("GET", there.url, wait=5)
+            await http.call("GET", there.url, wait=30)
 
 
 NUMBERS = ["1" * 5000, "1" * 400, "1e400", "-1" + "0" * 400, "NaN", "Infinity"]
@@ -223,7 +223,7 @@ async def test_an_answer_without_an_error_s_code_is_read_whatever_its_numbers(
     http: Http, code: bytes
 ) -> None:
     async with endpoint(answers("200 OK", b'{"code": %s, "n": %s}' % (code, b"9" * 5000))) as there:
-        answer = await http.call("GET", there.url, wait=5)
+        answer = await http.call("GET", there.url, wait=30)
     assert not answer.is_error
     assert answer.value["n"] == float("inf")
 
@@ -375,7 +375,7 @@ async def test_tls_goes_through_the_proxy_by_connect(
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
     async with server, proxy(user="me:s3cret") as way, through(way) as http:
-        answer = await http.call("GET", f"https://localhost:{port}/", wait=5)
+        answer = await http.call("GET", f"https://localhost:{port}/", wait=30)
     assert answer.value == [1]
     assert way.requests[0].line == f"CONNECT localhost:{port} HTTP/1.1"
     assert base64.b64decode(way.requests[0].headers["proxy-authorization"][6:]) == b"me:s3cret"
@@ -388,7 +388,7 @@ async def test_a_proxy_that_wants_a_password_is_an_error_that_does_not_show_ours
         Http(Secret(way.url.replace("//", "//me:s3cret@"))) as http,
     ):
         with pytest.raises(Exception, match="407") as caught:
-            await http.call("GET", "https://localhost:1/", wait=5)
+            await http.call("GET", "https://localhost:1/", wait=30)
     encoded = base64.b64encode(b"me:s3cret").decode()
     for text in (repr(caught.value), str(caught.value), repr(caught.value.args)):
         assert "s3cret" not in text

@@ -917,7 +917,7 @@ async def test_a_late_write_is_refused_by_the_storage_itself(where: str) -> None
     process.send_signal(signal.SIGSTOP)
     storage = storage_of(where)
     assert isinstance(storage, LeasingStorage)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40.0):
         while not await storage.acquire("bot", "two", 60.0):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert await storage.commit({"bot": b"second"}) == {}

@@ -64,7 +64,7 @@ def run_until_signals(*numbers: signal.Signals) -> list[int]:
             came = loop.create_future()
             waiting.append(came)
             os.kill(os.getpid(), number)
-            await asyncio.wait_for(came, 10)
+            await asyncio.wait_for(came, 30)
 
     def stop(number: int) -> None:
         seen.append(number)

@@ -97,7 +97,7 @@ class Kept(logging.Handler):
         self.news = asyncio.Event()
 
     async def until(self, words: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while words not in self.text:
                 self.news.clear()
                 await self.news.wait()

@@ -16,7 +16,7 @@ async def test_the_last_jobs_run_one_after_the_other_behind_all_others() -> None
     done: list[str] = []
     gate = threading.Event()
     jobs = [
-        asyncio.ensure_future(threads.run("reader", lambda: done.append(f"read {gate.wait(5)}"))),
+        asyncio.ensure_future(threads.run("reader", lambda: done.append(f"read {gate.wait(60)}"))),
         asyncio.ensure_future(threads.run("writer", lambda: done.append("written"))),
     ]
     await asyncio.sleep(0)

@@ -555,7 +555,7 @@ class LocalGateway(Settings, Samples):
     async def wait_for(
         self,
         condition: Callable[[Self], object],
-        timeout: float = 10.0,  # noqa: ASYNC109  (it is what asyncio.wait_for calls it)
+        timeout: float = 30.0,  # noqa: ASYNC109  (it is what asyncio.wait_for calls it)
     ) -> None:
         """Wait until `condition(self)` is true; it is asked again after every record.
 
