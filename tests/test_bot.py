@@ -331,14 +331,17 @@ def test_a_token_s_life_that_makes_no_sense_is_a_minute(told: object, seconds: f
 async def test_a_token_that_cannot_be_renewed_serves_to_its_end(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_module, "_OLD_TOKEN", 7200.0)
-    monkeypatch.setattr(api_module, "_FIRST_BACK_OFF", 60.0)
-    qq.token_lifetime = 2.0  # so it is to be renewed after 1 s
-    async with running(qq):
+    monkeypatch.setattr(api_module, "_FIRST_BACK_OFF", 3600.0)
+
+    async def answer_late(event: Dispatch, bot: Bot) -> None:
+        bot._api.tokens._renew_at = 0.0  # as if it were time
+        await answer(event, bot)
+
+    async with running(qq, handle=answer_late):
         qq.cut("POST", qq.TOKEN, times=None)
-        await asyncio.sleep(1.1)
-        await say(qq, "hello", "again")
-        await qq.wait_for(lambda qq: len(qq.sent) == 2)
+        for number, text in enumerate(("hello", "again"), 1):
+            await say(qq, text)
+            await qq.wait_for(lambda qq, n=number: len(qq.sent) == n)
         assert qq.requests[qq.TOKEN] == 2
 
 
@@ -424,7 +427,7 @@ async def test_identifies_are_paced_over_all_shards(
     qq: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promise 21
-    monkeypatch.setattr(pace_module, "_PACE", 0.32)
+    monkeypatch.setattr(pace_module, "_PACE", 0.8)
     monkeypatch.setattr(pace_module, "_pause", asyncio.sleep)
     qq.shards, qq.max_concurrency, qq.identify_window = 6, 2, 0.3
     async with running(qq):

@@ -60,7 +60,8 @@ async def test_a_call_for_an_account_that_is_due_makes_nothing(made: list[str]) 
         gc.collect()
         before = sys.getallocatedblocks()
         await use()
-        assert sys.getallocatedblocks() - before < 10
+        kept = sys.getallocatedblocks() - before
+        assert kept < len(states) / 2  # some are another thread's: one for each state would be ours
         assert made == []
 
 

@@ -98,9 +98,9 @@ async def test_a_bot_waits_its_turn_and_takes_it_when_the_other_stops(tmp_path: 
     # promises 22, 23
     ours, theirs = (SqliteStorage(tmp_path / "sessions.db") for _ in range(2))
     async with LocalGateway(heartbeat_interval=0.5) as qq:
-        first = start(qq, sessions=ours)
+        first = start(qq, sessions=ours, lease=6.0)
         await qq.wait_for(lambda qq: qq.clients and qq.clients[0].started)
-        second = start(qq, sessions=theirs)
+        second = start(qq, sessions=theirs, lease=6.0)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
         await asyncio.sleep(0.5)
         assert len(qq.clients) == 1

@@ -69,7 +69,7 @@ async def test_an_address_that_leads_nowhere_costs_no_more_than_a_head_start(
     server, port = await listening()
     async with server:
         names["qq.test"] = [stream((silent, port)), stream(("127.0.0.1", port))]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             sock = await dial("qq.test", port)
         assert sock.getpeername() == ("127.0.0.1", port)
         sock.close()
@@ -82,7 +82,7 @@ async def test_an_address_that_refuses_costs_nothing(
     server, port = await listening()
     async with server:
         names["qq.test"] = [stream(("127.0.0.1", 1)), stream(("127.0.0.1", port))]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             (await dial("qq.test", port)).close()
 
 
@@ -110,7 +110,7 @@ async def test_threads_that_are_all_busy_hold_up_no_look_up() -> None:
     loop = asyncio.get_running_loop()
     busy = [loop.run_in_executor(None, free.wait) for _ in range(64)]
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await look_up("localhost", 80)
     finally:
         free.set()
@@ -125,7 +125,7 @@ async def test_lines_that_look_up_the_same_name_at_once_share_a_look_up(
 
     def slow(*arguments: object) -> list[network.Address]:
         asked.append(arguments)
-        free.wait(5)
+        free.wait(30)
         return [stream(("127.0.0.1", 1))]
 
     monkeypatch.setattr(network, "_look_up", slow)
@@ -143,17 +143,18 @@ async def test_lines_that_look_up_the_same_name_at_once_share_a_look_up(
 async def test_a_look_up_that_hangs_does_not_hold_up_those_that_ask_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hang = threading.Event()
-    answers = iter([hang.wait, lambda: None])
+    hang, hangs = threading.Event(), threading.Event()
 
     def sometimes(*_: object) -> list[network.Address]:
-        next(answers)()
+        if not hangs.is_set():
+            hangs.set()
+            hang.wait(30)
         return [stream(("127.0.0.1", 1))]
 
     monkeypatch.setattr(network, "_look_up", sometimes)
     monkeypatch.setattr(network, "_SHARED", -1.0)
     first = asyncio.create_task(look_up("qq.test", 80))
-    await asyncio.sleep(0)
+    await asyncio.to_thread(hangs.wait, 30)
     try:
         assert await look_up("qq.test", 80)
         assert not first.done()
@@ -181,7 +182,7 @@ async def test_a_cancelled_dial_leaves_nothing_behind(names: dict[str, Any], sil
             await dial("qq.test", 1)
     await asyncio.sleep(0)
     assert [task.get_name() for task in asyncio.all_tasks() if "dial" in task.get_name()] == []
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize("runs", ["asyncio.run", "uvloop.run"])
@@ -202,6 +203,6 @@ async def main():
 {runs}(main())
 """
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert (result.stdout, result.stderr, result.returncode) == ("gave up\n", "", 0)

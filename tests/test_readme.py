@@ -193,7 +193,7 @@ async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
 
 async def until_line(output: asyncio.StreamReader | None, pattern: str) -> str:
     assert output is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for line in output:
             if re.search(pattern, line.decode()):
                 return line.decode()
@@ -244,7 +244,7 @@ class OwnBot:
             await self.qq.emit("C2C_MESSAGE_CREATE", self.qq.c2c_message(text))
 
     async def until_handled(self, *texts: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not set(texts) <= set(self.handled):
                 self.news.clear()
                 await self.news.wait()
@@ -256,13 +256,13 @@ async def test_the_own_loop_loses_nothing_and_handles_nothing_twice(
     strike: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # promises 16, 18 and 21
-    monkeypatch.setattr(connection, "_PATIENCE", 0.5)
     async with LocalGateway(heartbeat_interval=0.3) as qq:
         bot = OwnBot(qq)
         running = asyncio.create_task(bot.run(tmp_path))
         try:
             await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
             await bot.say("before", "just before")
+            monkeypatch.setattr(connection, "_PATIENCE", 0.5)  # with the lines that come now
             await strike(qq)
             await bot.say("while")
             await bot.until_handled("before", "just before", "while")
@@ -370,7 +370,7 @@ async def test_the_runner_keeps_its_line_up(
         await qq.wait_for(lambda qq: qq.clients and qq.clients[-1].started)
         await qq.close(4009)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("hello"))
-        await asyncio.wait_for(seen.wait(), 20)
+        await asyncio.wait_for(seen.wait(), 60)
         running.cancel()
         await asyncio.wait([running])
 

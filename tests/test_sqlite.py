@@ -624,10 +624,10 @@ async def test_a_candidate_that_is_stopped_while_it_waits_takes_nothing_from_the
             await asyncio.sleep(0.1)
             candidate.send_signal(signal.SIGSTOP)
             lock.execute("ROLLBACK")
-        assert await storage.acquire("a", "holder", 0.5)
+        assert await storage.acquire("a", "holder", 2.0)
         for _ in range(3):
-            await asyncio.sleep(0.2)
-            assert await storage.renew({"a": "holder"}, 0.5) == {}
+            await asyncio.sleep(0.8)
+            assert await storage.renew({"a": "holder"}, 2.0) == {}
         candidate.send_signal(signal.SIGCONT)
         assert candidate.stdout.readline() != "True\n"
     assert await storage.commit({"a": b"mine"}) == {}

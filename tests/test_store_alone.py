@@ -56,6 +56,13 @@ async def kept(qq: LocalGateway, directory: Path) -> SessionState | None:
         return await store.load(qq.app_id)
 
 
+async def until_kept(qq: LocalGateway, directory: Path, number: int) -> None:
+    """Wait until the number is on storage."""
+    async with asyncio.timeout(60):
+        while getattr(await kept(qq, directory), "last_seq", None) != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_restarted_loop_on_the_store_alone_resumes_and_loses_nothing(
     tmp_path: Path, number: signal.Signals
@@ -65,7 +72,7 @@ async def test_a_restarted_loop_on_the_store_alone_resumes_and_loses_nothing(
         async with bot_at(qq, tmp_path, number) as bot:
             await emit(qq, "before")
             await until_line(bot.stdout, "before")
-            await qq.wait_for(lambda qq: len(qq.heartbeats) > 2)  # the session is on disk
+            await until_kept(qq, tmp_path, 2)
         await emit(qq, "meanwhile")
         async with bot_at(qq, tmp_path) as bot:
             await emit(qq, "after")
