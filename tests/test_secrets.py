@@ -125,9 +125,19 @@ def log() -> Iterator[Kept]:
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "_FIRST_BACK_OFF", 0.05)
-    monkeypatch.setattr(api_module, "_HTTP_WAIT", 0.3)
-    monkeypatch.setattr(api_module, "_TOKEN_WAIT", 0.3)
-    monkeypatch.setattr(entrance_module, "_ASK_WAIT", 0.3)
+    wait_for_answers(monkeypatch, 0.3)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every answer that comes waited for, where an error of another kind would be told."""
+    wait_for_answers(monkeypatch, 30.0)
+
+
+def wait_for_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(api_module, "_HTTP_WAIT", seconds)
+    monkeypatch.setattr(api_module, "_TOKEN_WAIT", seconds)
+    monkeypatch.setattr(entrance_module, "_ASK_WAIT", seconds)
 
 
 async def grant(request: Request, reader: Reader, writer: Writer) -> None:
@@ -310,6 +320,7 @@ async def test_the_error_of_a_wrong_argument_shows_no_secret(wrong: dict[str, An
     check_hidden(error)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("strike", ["4014", "banned", "handler"])
 async def test_no_error_of_a_bot_at_work_shows_a_secret(strike: str, log: Kept) -> None:
     # promise 33
@@ -347,6 +358,7 @@ async def test_no_error_of_a_bot_at_work_shows_a_secret(strike: str, log: Kept) 
 # Where they go
 
 
+@pytest.mark.usefixtures("patient")
 async def test_no_redirect_is_followed(log: Kept) -> None:
     # promise 33
     async with endpoint(answers("200 OK", b"{}")) as elsewhere:
