@@ -199,7 +199,7 @@ async def test_a_signal_counts_for_what_runs_then_and_not_for_what_is_started_la
     async with running(qq, tmp_path, "one_after_the_other") as program:
         program.process.send_signal(TERM)
         await program.until("returned")
-        await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) == 2)
+        await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) >= 2)
         program.process.send_signal(TERM)
         assert await program.end() == 0, program.said
     assert program.words() == ["begun hello", "handled hello", "returned", "returned"]
@@ -273,7 +273,7 @@ async def test_a_program_that_starts_itself_anew_in_place_resumes_and_has_signal
     qq: LocalGateway, tmp_path: Path
 ) -> None:
     async with running(qq, tmp_path, "a_bot_that_starts_anew_in_place") as program:
-        await qq.wait_for(lambda qq: sum(c.started is not None for c in qq.clients) == 2, 60)
+        await qq.wait_for(lambda qq: sum(c.started is not None for c in qq.clients) >= 2, 60)
         await qq.emit("C2C_MESSAGE_CREATE", qq.c2c_message("again"))
         await program.until("handled", 2)
         program.process.send_signal(TERM)

@@ -175,7 +175,7 @@ async def test_a_ban_ends_every_shard_with_one_sentence(qq: LocalGateway) -> Non
     # promise 16
     qq.max_concurrency = 2
     task = start(qq, shards=2)
-    await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) == 2)
+    await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) >= 2)
     await qq.close(4915, shard=(1, 2))
     with pytest.raises(GatewayRefusedError, match="banned") as caught:
         await task
@@ -431,7 +431,7 @@ async def test_identifies_are_paced_over_all_shards(
     monkeypatch.setattr(pace_module, "_pause", asyncio.sleep)
     qq.shards, qq.max_concurrency, qq.identify_window = 6, 2, 0.3
     async with running(qq):
-        await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) == 6)
+        await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) >= 6)
         assert len(qq.identifies) == 6  # the gateway refuses those that come too soon
         assert {tuple(i.shard) for i in qq.identifies} == {(n, 6) for n in range(6)}  # type: ignore
 
@@ -458,7 +458,7 @@ async def test_none_identifies_when_no_session_start_remains_and_the_log_says_un
 async def test_several_processes_may_share_the_shards(qq: LocalGateway) -> None:
     qq.max_concurrency = 2
     async with running(qq, shards=[(0, 4), (2, 4)]):
-        await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) == 2)
+        await qq.wait_for(lambda qq: len([c for c in qq.clients if c.started]) >= 2)
         assert sorted(i.shard for i in qq.identifies) == [[0, 4], [2, 4]]  # type: ignore[type-var]
 
 

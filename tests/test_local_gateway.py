@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -341,6 +342,18 @@ async def test_heartbeats_keep_a_line_open(
             await bot.send(1, 1)
             assert await bot.receive() == {"op": 11}
         assert gateway.clients[0].closed_at is None
+
+
+async def test_a_loop_that_was_held_up_closes_no_line_whose_heartbeat_lies_unread(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qqbot_session.testing.frames._LEAST_PATIENCE", 0.0)
+    async with LocalGateway(heartbeat_interval=0.3) as gateway:
+        bot = Bot(http, gateway)
+        await bot.identify()
+        await bot.send(1, 1)
+        time.sleep(1.0)  # noqa: ASYNC251
+        assert await bot.receive() == {"op": 11}
 
 
 # Events
