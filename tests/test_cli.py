@@ -387,7 +387,7 @@ def test_colours_are_for_terminals_that_want_them(sessions: Path) -> None:
 def test_clear_forgets_and_warns_of_a_bot_that_seems_to_run(run: Run, sessions: Path) -> None:
     result = run("clear", "shop-1", "old")
     assert (result.code, result.out) == (0, "cleared 2\n")
-    assert "shop-1: written 0 s ago, so a bot seems to run" in result.err
+    assert re.search(r"shop-1: written \d+ s ago, so a bot seems to run", result.err)
     assert "old:" not in result.err
     assert run("show", "shop-1").code == run("show", "old").code == 1
 

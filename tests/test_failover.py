@@ -87,7 +87,7 @@ def start(qq: LocalGateway, **options: Any) -> asyncio.Task[None]:
         "intents": 1 << 25,
         "handle": ignore,
         "signals": False,
-        "lease": 1.5,
+        "lease": 3.0,
         "grace": 0.1,
     } | options
     urls = {"api_url": qq.api_url, "token_url": qq.token_url}

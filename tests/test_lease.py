@@ -760,7 +760,7 @@ try:
 except asyncio.CancelledError:
     print("stopped", flush=True)
 """
-SECONDS = 1.5  # of a lease between processes
+SECONDS = 3.0  # of a lease between processes
 
 
 class Process:
