@@ -97,7 +97,7 @@ async def test_the_store_makes_one_from_a_url_and_closes_it(shared: RedisServer)
 async def test_no_password_is_shown(caplog: pytest.LogCaptureFixture) -> None:  # promise 15
     port = free_port()
     url = f"redis://bot:secret-word@127.0.0.1:{port}/3?password=secret-word"
-    storage = RedisStorage(url, timeout=SHORT)
+    storage = RedisStorage(url)
     assert (
         repr(storage) == f"<RedisStorage url='redis://127.0.0.1:{port}/3' prefix='qqbot_session'>"
     )
