@@ -116,6 +116,15 @@ class RedisServer:
         self._process.send_signal(number)
 
 
+@pytest.fixture(autouse=True)
+def a_busy_server_is_not_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is imported: wait long for a server's answer, unless a test says how long."""
+    from qqbot_session.storages import RedisStorage
+
+    defaults: dict[str, object] = RedisStorage.__init__.__kwdefaults__  # type: ignore[assignment]
+    monkeypatch.setitem(defaults, "timeout", 30.0)
+
+
 _SLOTS = 16_384
 
 

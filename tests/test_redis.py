@@ -21,7 +21,12 @@ from typing import Any, Self
 
 import pytest
 from ports import free_port
-from redis_server import RedisServer, redis_cluster, redis_sentinel
+from redis_server import (
+    RedisServer,
+    a_busy_server_is_not_a_dead_one,
+    redis_cluster,
+    redis_sentinel,
+)
 from reporters import shown_by_a_reporter
 
 from qqbot_session import AsyncSessionStore, LeaseLostError, SessionState
@@ -30,6 +35,7 @@ from qqbot_session.storages.redis_client import namelessly
 from qqbot_session.storages.redis_doctor import COMMANDS
 from qqbot_session.testing.storage_contract import CHECKS, LEASING_CHECKS, Check
 
+__all__ = ["a_busy_server_is_not_a_dead_one"]
 redis_asyncio = pytest.importorskip("redis.asyncio")
 pytestmark = pytest.mark.real_time
 

@@ -19,12 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from redis_server import RedisServer, redis_cluster
+from redis_server import RedisServer, a_busy_server_is_not_a_dead_one, redis_cluster
 
 from qqbot_session import FileStorage, MemoryStorage
 from qqbot_session.storages import RedisStorage, SqliteStorage
 from qqbot_session.testing import storage_contract
 from qqbot_session.testing.storage_contract import CHECKS, LEASING_CHECKS, ODD_IDS, Check, Opener
+
+__all__ = ["a_busy_server_is_not_a_dead_one"]
 
 
 def _memory(place: Path) -> Opener:
