@@ -163,7 +163,8 @@ async def error_of(api: Work, tokens: Work = grant, **options: Any) -> BaseExcep
         run = asyncio.create_task(bot_at(there, granting, started=call, **options))
         done, _ = await asyncio.wait([raised, run], return_when=asyncio.FIRST_COMPLETED)
         assert raised in done, run
-        await asyncio.sleep(0.05)
+        for _ in range(20):  # turns of the loop, in which it is logged
+            await asyncio.sleep(0)
         run.cancel()
         await asyncio.wait([run])
     return raised.result()
