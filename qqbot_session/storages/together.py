@@ -57,8 +57,10 @@ class Together:
     def _begin(self, here: object) -> _Batch:
         latest = self._latest
         before = latest.task if latest is not None and latest.here == here else None
-        batch = self._open = self._latest = _Batch(here)
+        batch = _Batch(here)
         batch.task = begin(self._run, before, batch, then=partial(self._answer, batch))
+        batch.task.add_done_callback(partial(_abandon, batch))
+        self._open = self._latest = batch  # last: nobody may wait for one that never runs
         return batch
 
     async def _run(
@@ -95,3 +97,10 @@ class Together:
                 answer.set_exception(each)
             else:
                 answer.set_result(each)
+
+
+def _abandon(batch: _Batch, task: object) -> None:
+    """Leave nobody waiting whose answer was lost: an interruption may come while they are given."""
+    for _, answer in batch.asked:
+        if not answer.done():
+            answer.set_exception(OSError("the call was interrupted"))
