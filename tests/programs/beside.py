@@ -29,7 +29,8 @@ def say(*words: object) -> None:
     with contextlib.ExitStack() as stack:
         file = os.environ.get("OUT")
         out = stack.enter_context(Path(file).open("a")) if file else None
-        print(*words, flush=True, file=out)
+        line = " ".join(map(str, words)) + "\n"  # at once: other threads print, too
+        print(line, end="", flush=True, file=out)
 
 
 async def handle(event: Dispatch, bot: Bot) -> None:
