@@ -127,7 +127,7 @@ def test_without_us_the_same_bot_loses_events_and_a_session_start(measured: Meas
     for scenario in ("killed", "terminated"):
         outcome: Outcome = measured.alone(scenario)
         assert outcome.lost
-        assert (outcome.identifies, outcome.resumes) == (2, 0)
+        assert outcome.identifies >= 2  # within a life it may resume, should its line drop
 
 
 def test_events_whose_handlers_ran_when_it_was_killed_come_again(measured: Measured) -> None:
