@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from ..errors import SessionWriteError, StoreClosedError
 from ..gateway import GatewaySession
 from ..shard import Socket
 from ..storages import Storage
@@ -57,11 +58,16 @@ async def kept_in(
         try:
             yield sessions
         finally:
-            await asyncio.gather(*map(sessions.flush, account_ids), return_exceptions=True)
+            await asyncio.gather(*(_write(sessions, account_id) for account_id in account_ids))
         return
     note = None if loads is None else lambda found: loads.update({found.account_id: found})
     async with AsyncSessionStore(sessions, on_load=note) as store:
         yield store
+
+
+async def _write(store: AsyncSessionStore, account_id: str) -> None:
+    with contextlib.suppress(SessionWriteError, StoreClosedError):
+        await store.flush(account_id)
 
 
 @contextlib.asynccontextmanager
