@@ -317,11 +317,17 @@ async def test_muted_acknowledgements_are_still_heartbeats(bot: Bot, gateway: Lo
     assert len(gateway.heartbeats) == 2
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a heartbeat no longer than two intervals, however short they are."""
+    monkeypatch.setattr("qqbot_session.testing.frames._LEAST_PATIENCE", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("identified", [False, True])
 async def test_a_line_without_heartbeat_is_closed_with_4009(
-    http: aiohttp.ClientSession, identified: bool, monkeypatch: pytest.MonkeyPatch
+    http: aiohttp.ClientSession, identified: bool
 ) -> None:
-    monkeypatch.setattr("qqbot_session.testing.frames._LEAST_PATIENCE", 0.0)
     async with LocalGateway(heartbeat_interval=0.05) as gateway:
         bot = Bot(http, gateway)
         await (bot.identify() if identified else bot.connect())
@@ -330,10 +336,10 @@ async def test_a_line_without_heartbeat_is_closed_with_4009(
         assert (client.close_code, client.closed_by) == (4009, "gateway")
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_heartbeats_keep_a_line_open(
-    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+    http: aiohttp.ClientSession,
 ) -> None:
-    monkeypatch.setattr("qqbot_session.testing.frames._LEAST_PATIENCE", 0.0)
     async with LocalGateway(heartbeat_interval=0.5) as gateway:
         bot = Bot(http, gateway)
         await bot.identify()
@@ -344,10 +350,10 @@ async def test_heartbeats_keep_a_line_open(
         assert gateway.clients[0].closed_at is None
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_loop_that_was_held_up_closes_no_line_whose_heartbeat_lies_unread(
-    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+    http: aiohttp.ClientSession,
 ) -> None:
-    monkeypatch.setattr("qqbot_session.testing.frames._LEAST_PATIENCE", 0.0)
     async with LocalGateway(heartbeat_interval=0.3) as gateway:
         bot = Bot(http, gateway)
         await bot.identify()

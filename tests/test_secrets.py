@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from endpoints import Endpoint, Reader, Request, Work, Writer, answers, endpoint, respond
+from test_shard import settle
 
 from qqbot_session import AsyncSessionStore, GatewayRefusedError, MemoryStorage
 from qqbot_session.bot import ApiError, Bot, run_bot
@@ -163,8 +164,7 @@ async def error_of(api: Work, tokens: Work = grant, **options: Any) -> BaseExcep
         run = asyncio.create_task(bot_at(there, granting, started=call, **options))
         done, _ = await asyncio.wait([raised, run], return_when=asyncio.FIRST_COMPLETED)
         assert raised in done, run
-        for _ in range(20):  # turns of the loop, in which it is logged
-            await asyncio.sleep(0)
+        await settle()  # it is logged meanwhile
         run.cancel()
         await asyncio.wait([run])
     return raised.result()
